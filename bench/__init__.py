@@ -1,0 +1,1 @@
+"""Bundle to result: latency, memory and accuracy, measured on the device itself."""

@@ -1,0 +1,227 @@
+"""The self-describing deployable: one compiled model and a manifest to run it by and to trust it by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import BundleError
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA = 1
+ENGINES = ("onnx", "openvino", "tflite")
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The one image input of a compiled model.
+
+    Attributes:
+        name: tensor name in the model.
+        height: rows in pixels.
+        width: columns in pixels.
+        layout: "NHWC" or "NCHW", batch 1, three channels in RGB order.
+        dtype: "uint8" (pixels 0..255 as they are; the model normalises), "float32" (pixel * scale) or
+            "int8" (pixel - 128: the quantized form of pixel * scale).
+        scale: what turns a pixel into the value the network was trained on, 1/255 for YOLOv8.
+        pad_value: pixel value 0..255 of the letterbox border.
+    """
+
+    name: str
+    height: int
+    width: int
+    layout: str = "NHWC"
+    dtype: str = "float32"
+    scale: float = 1.0 / 255.0
+    pad_value: int = 114
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One raw head tensor of one pyramid level.
+
+    Attributes:
+        name: tensor name in the model (an index in order of `Manifest.outputs` where a runtime has no names).
+        meaning: "box" (DFL logits, 4 * reg_max channels, sides left, top, right, bottom) or "class" (logits).
+        stride: input pixels per cell: 8, 16 or 32.
+        channels: 4 * reg_max or the number of classes.
+        layout: "NHWC" or "NCHW" of the model's own tensor.
+    """
+
+    name: str
+    meaning: str
+    stride: int
+    channels: int
+    layout: str
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Defaults of the detector: score and IoU in 0..1, and the most detections kept per image."""
+
+    conf: float = 0.25
+    iou: float = 0.7
+    max_det: int = 300
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything needed to run a bundle and to trust it.
+
+    Attributes:
+        engine: one of `ENGINES`.
+        precision: one of `PRECISIONS`, as asked of the tool chain.
+        files: file name to SHA-256 hex digest, of every file beside the manifest.
+        model_file: the file among `files` that the engine opens.
+        input: the image input.
+        outputs: raw head tensors, one per meaning and level.
+        reg_max: DFL bins per box side (Generalized Focal Loss, Li et al. 2020, section 3.2).
+        class_names: index is the class id.
+        thresholds: defaults of the detector.
+        student: name, SHA-256 and origin of the checkpoint this was made from.
+        calibration: source, count, list SHA-256 of the calibration images; None for a float bundle.
+        verified: accuracy and output drift measured when the bundle was made; None if not verified.
+        tools: name to version of what made it.
+        task: "detect".
+        data_yaml: the student's data set where it is known, for a default validation set; may be None.
+        schema: version of this file's layout.
+    """
+
+    engine: str
+    precision: str
+    files: Mapping[str, str]
+    model_file: str
+    input: InputSpec
+    outputs: tuple[OutputSpec, ...]
+    reg_max: int
+    class_names: tuple[str, ...]
+    student: Mapping[str, Any]
+    tools: Mapping[str, str]
+    calibration: Mapping[str, Any] | None = None
+    verified: Mapping[str, Any] | None = None
+    thresholds: Thresholds = Thresholds()
+    task: str = "detect"
+    data_yaml: str | None = None
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """The manifest as the text of `manifest.json`, keys in a fixed order."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str, source: str) -> Manifest:
+        """Read a manifest.
+
+        Args:
+            text: content of `manifest.json`.
+            source: what to call it in errors.
+
+        Raises:
+            BundleError: not JSON, another schema, or a field missing or unknown.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BundleError(f"{source} is not valid JSON ({error}): make the bundle again") from error
+        if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+            met = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+            raise BundleError(
+                f"{source} has schema {met!r}, this version reads {SCHEMA}: make the bundle again or update edge-distill"
+            )
+        try:
+            manifest = Manifest(
+                **{
+                    **fields,
+                    "input": InputSpec(**fields["input"]),
+                    "outputs": tuple(OutputSpec(**output) for output in fields["outputs"]),
+                    "thresholds": Thresholds(**fields["thresholds"]),
+                    "class_names": tuple(fields["class_names"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{source} is incomplete ({error}): make the bundle again") from error
+        manifest._check(source)
+        return manifest
+
+    def _check(self, source: str) -> None:
+        if self.engine not in ENGINES:
+            raise BundleError(f"{source} names engine {self.engine!r}, known are {', '.join(ENGINES)}")
+        if self.model_file not in self.files:
+            raise BundleError(f"{source} names model file {self.model_file!r} but lists no hash for it")
+        for name in self.files:
+            # A manifest from elsewhere must not reach outside its own folder.
+            if Path(name).name != name or name in ("", ".", ".."):
+                raise BundleError(f"{source} lists the file {name!r}, expected a plain file name")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest, all hashes verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The file the engine opens."""
+        return self.path / self.manifest.model_file
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all model files together, without the manifest."""
+        return sum((self.path / name).stat().st_size for name in self.manifest.files)
+
+    @property
+    def sha256(self) -> str:
+        """One hash for the whole bundle: of its manifest, which holds the hash of every other file."""
+        return sha256_file(self.path / MANIFEST_NAME)
+
+    @staticmethod
+    def open(path: str | Path) -> Bundle:
+        """Open a bundle folder and verify every file against its hash.
+
+        Args:
+            path: the folder, or the manifest inside it.
+
+        Raises:
+            BundleError: no such bundle, unreadable manifest, a file missing, or a changed byte.
+        """
+        folder = Path(path)
+        if folder.name == MANIFEST_NAME:
+            folder = folder.parent
+        manifest_path = folder / MANIFEST_NAME
+        if not manifest_path.is_file():
+            raise BundleError(f"{folder} is no bundle (no {MANIFEST_NAME}): make one with python -m deploy.onnx")
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{manifest_path} is not UTF-8 text: make the bundle again") from error
+        manifest = Manifest.from_json(text, str(manifest_path))
+        for name, expected in manifest.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise BundleError(f"{folder} lacks {name}, which its manifest lists: copy or make the bundle again")
+            met = sha256_file(file)
+            if met != expected:
+                raise BundleError(
+                    f"{file} has SHA-256 {met[:12]}…, its manifest says {expected[:12]}…: the file was changed, "
+                    "copy or make the bundle again"
+                )
+        return Bundle(folder, manifest)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 hex digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_bundles(root: Path) -> list[Path]:
+    """Bundle folders below `root`, newest first, unfinished ones left out."""
+    manifests = [path for path in root.rglob(MANIFEST_NAME) if not path.parent.name.startswith(".")]
+    return [path.parent for path in sorted(manifests, key=lambda p: (-p.stat().st_mtime_ns, str(p)))]

@@ -131,7 +131,7 @@ class Manifest:
         if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
             met = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
             raise BundleError(
-                f"{source} has schema {met!r}, this version reads {SCHEMA}: make the bundle again or update edge-distill"
+                f"{source} has schema {met!r}, this version reads {SCHEMA}: make the bundle again"
             )
         try:
             manifest = Manifest(

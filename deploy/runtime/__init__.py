@@ -1,5 +1,20 @@
 """The device side: numpy and one engine, from an image to detections."""
 
 from deploy.runtime.detections import Detections
+from deploy.runtime.detector import Detector, default_threads
+from deploy.runtime.draw import draw_detections
+from deploy.runtime.engine import Engine, load_engine
+from deploy.runtime.image import read_image
+from deploy.runtime.letterbox import Letterbox, letterbox
 
-__all__ = ["Detections"]
+__all__ = [
+    "Detections",
+    "Detector",
+    "Engine",
+    "Letterbox",
+    "default_threads",
+    "draw_detections",
+    "letterbox",
+    "load_engine",
+    "read_image",
+]

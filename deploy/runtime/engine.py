@@ -1,0 +1,107 @@
+"""The engine protocol, and the border between pixels and a compiled model's own tensors."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.bundle import Bundle, InputSpec, OutputSpec
+from deploy.errors import BundleError, EngineError
+
+# Adding an engine is one file and one line here.
+_MODULES = {
+    "onnx": "deploy.runtime.engines.onnx",
+    "openvino": "deploy.runtime.engines.openvino",
+    "tflite": "deploy.runtime.engines.tflite",
+}
+
+
+class Engine(Protocol):
+    """A compiled model, ready to run. One object serves one thread at a time."""
+
+    def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        """Run the network on one letterboxed image.
+
+        Args:
+            pixels: (1, height, width, 3) uint8 RGB of the manifest's input size.
+
+        Returns:
+            One float32 array (cells, channels) for each of the manifest's outputs, in its order, cells row by
+            row. The arrays may be views of memory that the next call overwrites.
+
+        Raises:
+            EngineError: `pixels` is of another shape or type.
+        """
+
+    def facts(self) -> Mapping[str, Any]:
+        """What runs here: library, version, threads, and the precision the engine says it executes."""
+
+    def close(self) -> None:
+        """Free the model. The engine cannot be used afterwards."""
+
+
+def load_engine(bundle: Bundle, threads: int) -> Engine:
+    """Open a bundle's model with its runtime.
+
+    Args:
+        bundle: an opened bundle.
+        threads: threads for one inference, at least 1.
+
+    Raises:
+        BundleError: the manifest names an engine this version does not know.
+        EngineNotInstalledError: the runtime is not importable.
+        EngineError: the runtime refuses the model.
+    """
+    name = bundle.manifest.engine
+    if name not in _MODULES:
+        raise BundleError(f"{bundle.path} is for engine {name!r}, known are {', '.join(_MODULES)}")
+    if threads < 1:
+        raise EngineError(f"threads is {threads}, expected at least 1")
+    module = importlib.import_module(_MODULES[name])
+    return cast(Engine, module.load(bundle, threads))
+
+
+def check_pixels(pixels: NDArray[np.uint8], spec: InputSpec) -> None:
+    """Refuse pixels that are not (1, height, width, 3) uint8.
+
+    Raises:
+        EngineError: another shape or type.
+    """
+    expected = (1, spec.height, spec.width, 3)
+    if pixels.shape != expected or pixels.dtype != np.uint8:
+        raise EngineError(f"input is {pixels.dtype} of shape {pixels.shape}, expected uint8 of shape {expected}")
+
+
+def to_input(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[Any]:
+    """Letterboxed pixels in the layout and type that the model takes, as `InputSpec` describes."""
+    check_pixels(pixels, spec)
+    laid_out = pixels if spec.layout == "NHWC" else pixels.transpose(0, 3, 1, 2)
+    if spec.dtype == "uint8":
+        return np.ascontiguousarray(laid_out)
+    if spec.dtype == "int8":
+        # pixel - 128 in two's complement is the pixel with its top bit flipped.
+        return np.ascontiguousarray(laid_out ^ np.uint8(0x80)).view(np.int8)
+    dtype = np.dtype(spec.dtype)
+    return np.asarray(np.multiply(laid_out, dtype.type(spec.scale), dtype=dtype, order="C"))
+
+
+def to_cells(tensor: NDArray[Any], spec: OutputSpec) -> NDArray[np.float32]:
+    """A head tensor (1, C, H, W) or (1, H, W, C) as (H * W, C) float32.
+
+    Raises:
+        EngineError: the tensor has another number of channels than the manifest says.
+    """
+    axis = 3 if spec.layout == "NHWC" else 1
+    if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[axis] != spec.channels:
+        raise EngineError(
+            f"output {spec.name!r} has shape {tensor.shape}, expected {spec.channels} channels in {spec.layout}: "
+            "make the bundle again"
+        )
+    if spec.layout == "NCHW":
+        tensor = tensor.transpose(0, 2, 3, 1)
+        return np.asarray(tensor.reshape(-1, spec.channels), np.float32)
+    return np.asarray(tensor.reshape(-1, spec.channels), np.float32)

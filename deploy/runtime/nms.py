@@ -1,0 +1,74 @@
+"""Greedy non-maximum suppression, per class."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_CANDIDATES = 30_000  # ultralytics' max_nms: the best so many are looked at
+_BLOCK = 512
+
+
+def nms(
+    boxes_xyxy: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    class_ids: NDArray[np.int64],
+    iou: float,
+    max_det: int,
+) -> NDArray[np.int64]:
+    """Keep a box unless a better kept one of its class overlaps it by more than `iou`.
+
+    Equal scores keep their order. Boxes are worked through in blocks, so memory stays bounded by the block and
+    the kept boxes, and work stops at `max_det`.
+
+    Args:
+        boxes_xyxy: (n, 4) float32, right of left and below top.
+        scores: (n,) float32.
+        class_ids: (n,) int64.
+        iou: intersection over union, 0..1.
+        max_det: the most boxes to keep.
+
+    Returns:
+        Indices of the kept boxes, best score first, at most `max_det`.
+    """
+    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    kept = np.zeros(0, np.int64)
+    for start in range(0, len(order), _BLOCK):
+        if len(kept) >= max_det:
+            break
+        block = order[start : start + _BLOCK]
+        if len(kept):
+            suppressed = _overlaps(boxes_xyxy, class_ids, kept, block, iou).any(axis=0)
+            block = block[~suppressed]
+        kept = np.concatenate([kept, block[_greedy(_overlaps(boxes_xyxy, class_ids, block, block, iou))]])
+    return kept[:max_det]
+
+
+def _greedy(overlaps: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of n boxes in order of score survive, given the (n, n) matrix of who overlaps whom too much."""
+    alive = np.ones(len(overlaps), np.bool_)
+    # Only rows that suppress something after themselves need to be visited.
+    for row in np.flatnonzero(np.triu(overlaps, 1).any(axis=1)):
+        if alive[row]:
+            alive[row + 1 :] &= ~overlaps[row, row + 1 :]
+    return alive
+
+
+def _overlaps(
+    boxes: NDArray[np.float32],
+    class_ids: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    iou: float,
+) -> NDArray[np.bool_]:
+    """(rows, columns) matrix: same class and intersection over union above `iou`."""
+    a, b = boxes[rows][:, None], boxes[columns][None]
+    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
+    intersection = size[..., 0] * size[..., 1]
+    union = _area(a) + _area(b) - intersection
+    same_class = class_ids[rows][:, None] == class_ids[columns][None]
+    return np.asarray((intersection > iou * union) & same_class)
+
+
+def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))

@@ -15,14 +15,16 @@ class Letterbox:
     """Where an image came to lie in the network's input, to map boxes back.
 
     Attributes:
-        gain: input pixels per source pixel.
+        gain_x: input columns per source column. The two gains differ by the rounding of the inner size.
+        gain_y: input rows per source row.
         pad_left: columns of border at the left, in input pixels.
         pad_top: rows of border at the top, in input pixels.
         source_width: columns of the source image.
         source_height: rows of the source image.
     """
 
-    gain: float
+    gain_x: float
+    gain_y: float
     pad_left: int
     pad_top: int
     source_width: int
@@ -32,7 +34,8 @@ class Letterbox:
         """Boxes (n, 4) in input pixels to boxes in source pixels, clipped to the image."""
         shift = np.array([self.pad_left, self.pad_top] * 2, np.float32)
         limit = np.array([self.source_width, self.source_height] * 2, np.float32)
-        return np.asarray(np.clip((boxes_xyxy - shift) / np.float32(self.gain), 0, limit), np.float32)
+        gain = np.array([self.gain_x, self.gain_y] * 2, np.float32)
+        return np.asarray(np.clip((boxes_xyxy - shift) / gain, 0, limit), np.float32)
 
 
 def letterbox(
@@ -69,4 +72,5 @@ def letterbox(
         inner[...] = image
     else:
         inner[...] = resize_bilinear(image, inner_height, inner_width)
-    return pixels, Letterbox(gain, left, top, source_width, source_height)
+    gain_x, gain_y = inner_width / source_width, inner_height / source_height
+    return pixels, Letterbox(gain_x, gain_y, left, top, source_width, source_height)

@@ -1,0 +1,42 @@
+# Each target sets itself up in .venv on a fresh machine; nothing else needs to be typed first.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.edge-distill-ready
+
+.PHONY: help demo test check bench clean
+help:
+	@echo "make demo    generate data, distil, deploy to every runtime, bench, open the report"
+	@echo "make test    run the tests"
+	@echo "make check   lint, types, import contracts"
+	@echo "make bench   bench the newest bundles below runs/ (ARGS='--device pi …' for more)"
+
+# The first Python of a version the tool chains support.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && echo $$p && break; done)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 with venv found: install one, or name it: make PYTHON=…"; exit 1; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version): a few minutes and about 8 GB, once"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
+	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	@touch $@
+
+demo: $(READY)
+	$(PY) examples/demo.py --open
+
+test: $(READY)
+	$(PY) -m pytest $(ARGS)
+
+check: $(READY)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(READY)
+	$(PY) bench/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) demo-run

@@ -130,9 +130,7 @@ class Manifest:
             raise BundleError(f"{source} is not valid JSON ({error}): make the bundle again") from error
         if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
             met = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-            raise BundleError(
-                f"{source} has schema {met!r}, this version reads {SCHEMA}: make the bundle again"
-            )
+            raise BundleError(f"{source} has schema {met!r}, this version reads {SCHEMA}: make the bundle again")
         try:
             manifest = Manifest(
                 **{

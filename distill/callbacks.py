@@ -1,0 +1,123 @@
+"""Attaches distillation to an ultralytics trainer, through its callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.utils.torch_utils import unwrap_model
+
+from distill.errors import DistillError
+from distill.losses import Activations, build_losses
+from distill.teacher import Teacher, check_pair, head_pair, load_weights
+
+__all__ = ["Distillation", "DistillationCriterion", "PreparedDistillation"]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The callback for ``on_pretrain_routine_end``, and all it needs to know.
+
+    Holds the teacher as a path, so that it travels to the processes of a multi-GPU training::
+
+        model.add_callback("on_pretrain_routine_end", Distillation("yolov8s.pt", {"response": 1.0, "ld": 0.25}, 1.0))
+
+    With a loss that learns a projector it needs :class:`distill.trainer.DistillationTrainer`, because a callback
+    comes too late to put the projector into the optimizer in a way that resuming survives.
+
+    Attributes:
+        teacher: path of the teacher's checkpoint.
+        weights: weight of each loss, by name.
+        temperature: T of the losses on logits.
+    """
+
+    teacher: str
+    weights: Mapping[str, float]
+    temperature: float
+
+    def __call__(self, trainer: Any) -> None:
+        """Wrap the student's criterion. The average of the weights exists by now and stays clean."""
+        prepared = getattr(trainer, "prepared_distillation", None)
+        if prepared is None:
+            prepared = self.prepare(trainer)
+            if any(True for _ in prepared.losses.parameters()):
+                raise DistillError(
+                    f"losses {', '.join(self.weights)} learn a projector: train with trainer=DistillationTrainer"
+                )
+        model = unwrap_model(trainer.model)
+        model.criterion = DistillationCriterion(model.init_criterion(), prepared)
+
+    def prepare(self, trainer: Any) -> PreparedDistillation:
+        """Load the teacher and build the losses for the trainer's student, on its device.
+
+        Raises:
+            DistillError: when the teacher cannot be loaded or does not fit the student.
+        """
+        model = unwrap_model(trainer.model)
+        teacher = load_weights(Path(self.teacher), "teacher")
+        check_pair(teacher, model, trainer.data)
+        losses = build_losses(self.weights, head_pair(teacher, model), self.temperature)
+        return PreparedDistillation(
+            teacher=Teacher(teacher, device=trainer.device, dtype=_teacher_dtype(trainer)),
+            losses=losses.to(trainer.device),
+            weights=dict(self.weights),
+        )
+
+
+@dataclass(frozen=True)
+class PreparedDistillation:
+    """A teacher on its device, the losses with what they learn, and their weights."""
+
+    teacher: Teacher
+    losses: nn.ModuleDict
+    weights: dict[str, float]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """Copy to nothing: a teacher is never duplicated or saved."""
+
+
+class DistillationCriterion:
+    """The student's own criterion plus the weighted distillation losses.
+
+    Called as ultralytics calls a criterion, with the student's raw outputs and the batch, inside autocast.
+    Returns the loss vector times the batch size (ultralytics' convention, so that ``nbs`` and the gains keep their
+    meaning) and the named parts, each as it enters the sum: ``box_loss``, ``cls_loss``, ``dfl_loss``, ``kd_NAME``.
+
+    A copy of it is the plain criterion: ultralytics copies the model for its average and when it recovers from a
+    NaN, and no copy may carry the teacher.
+    """
+
+    def __init__(self, plain: Any, distillation: PreparedDistillation) -> None:
+        """Wrap the criterion ``plain`` of the student."""
+        self.plain = plain
+        self.distillation = distillation
+
+    def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return (loss vector of box, cls, dfl and one element per distillation loss, its named parts)."""
+        loss, parts = self.plain(outputs, batch)
+        if isinstance(outputs, tuple):  # evaluation: (decoded, raw); the teacher has no part in it
+            return loss, parts
+        student = Activations.of_head(outputs)
+        teacher = self.distillation.teacher(batch["img"])
+        distilled = {
+            name: weight * self.distillation.losses[name](student, teacher)
+            for name, weight in self.distillation.weights.items()
+        }
+        total = torch.cat([loss, torch.stack(list(distilled.values())) * batch["img"].shape[0]])
+        return total, {**parts, **{f"kd_{name}": value.detach() for name, value in distilled.items()}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return a copy of the plain criterion."""
+        return deepcopy(self.plain, memo)
+
+
+def _teacher_dtype(trainer: Any) -> torch.dtype:
+    """Half precision where the student's forward runs in it anyway: same result, half the memory traffic."""
+    if not trainer.amp or trainer.device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if trainer.args.amp == "bf16" else torch.float16

@@ -1,0 +1,148 @@
+"""The data set: resolved, checked before an hour is spent on it, and identified by hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
+
+from distill.errors import DistillError
+
+__all__ = ["DataSet", "open_data_set"]
+
+#: ultralytics 8.4 tolerates coordinates up to 1 % outside the image and drops the image beyond that.
+_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A detection data set whose every label was read.
+
+    Attributes:
+        yaml: absolute path of its yaml file.
+        description: what ultralytics makes of the yaml: ``nc``, ``names``, ``channels``, ``train``, ``val``.
+        names: class names, by class id.
+        train_images: number of training images.
+        train_sha256: SHA-256 over the training images' relative paths, sizes in bytes and labels.
+        val_sha256: the same of the validation images.
+    """
+
+    yaml: Path
+    description: dict[str, Any]
+    names: tuple[str, ...]
+    train_images: int
+    train_sha256: str
+    val_sha256: str
+
+
+def open_data_set(name: str) -> DataSet:
+    """Resolve a data set by ultralytics' rules, downloading a published one where there is internet.
+
+    Args:
+        name: path of a yaml file, or the name of one that ultralytics ships, such as ``coco128.yaml``.
+
+    Raises:
+        DistillError: when it is missing, malformed, empty, or a label does not fit its classes or the image.
+    """
+    if Path(name).suffix not in {".yaml", ".yml"}:
+        raise DistillError(f"data {name!r}: expected a .yaml file that names train, val and the classes")
+    description = _resolve(name)
+    names = description["names"]
+    hashes, counts = {}, {}
+    for split in ("train", "val"):
+        images = _list_images(description[split], name, split)
+        hashes[split] = _check_and_hash(images, Path(description["path"]), len(names))
+        counts[split] = len(images)
+    return DataSet(
+        yaml=Path(description["yaml_file"]).resolve(),
+        description=description,
+        names=tuple(str(names[k]) for k in sorted(names)),
+        train_images=counts["train"],
+        train_sha256=hashes["train"],
+        val_sha256=hashes["val"],
+    )
+
+
+def _resolve(name: str) -> dict[str, Any]:
+    try:
+        if Path(name).is_file() and not isinstance(yaml.safe_load(Path(name).read_text("utf-8")), dict):
+            raise DistillError(f"data {name!r} is not a mapping: expected keys train, val and names")
+        description: dict[str, Any] = check_det_dataset(name, split="val")
+    except yaml.YAMLError as error:
+        raise DistillError(f"data {name!r} is not YAML ({_one_line(error)}): correct the file") from error
+    except UnicodeDecodeError as error:
+        raise DistillError(f"data {name!r} is not a text file: expected YAML in UTF-8") from error
+    except (OSError, SyntaxError, TypeError, KeyError, ValueError) as error:
+        # What ultralytics 8.4.190 raises for a missing file, key or folder, a wrong type, or a failed download.
+        raise DistillError(
+            f"data set {name!r} cannot be used ({_one_line(error)}): put its images and labels where the yaml says, "
+            "or give --data another yaml"
+        ) from error
+    return description
+
+
+def _list_images(where: str | list[str], name: str, split: str) -> list[Path]:
+    """Images under a folder, in a list file, or in several of either; sorted."""
+    images: list[Path] = []
+    for entry in [where] if isinstance(where, str) else where:
+        path = Path(entry)
+        if path.is_dir():
+            images += [p for p in path.rglob("*") if p.suffix[1:].lower() in IMG_FORMATS]
+        elif path.is_file():
+            lines = (line.strip() for line in path.read_text("utf-8").splitlines())
+            images += [path.parent / line if line.startswith("./") else Path(line) for line in lines if line]
+        else:
+            raise DistillError(f"data {name!r}: {split} is {path}, which does not exist: correct the yaml")
+    if not images:
+        raise DistillError(f"data {name!r}: no images for {split} in {where}: add some, or correct the yaml")
+    if missing := next((p for p in images if not p.is_file()), None):
+        raise DistillError(f"data {name!r}: {split} lists {missing}, which does not exist: correct the list")
+    return sorted(images)
+
+
+def _check_and_hash(images: list[Path], root: Path, classes: int) -> str:
+    """Check every label of a split and return the split's hash."""
+    digest = hashlib.sha256()
+    labels = 0
+    for image, label in zip(images, img2label_paths([str(p) for p in images]), strict=True):
+        relative = image.relative_to(root) if image.is_relative_to(root) else image
+        text = Path(label).read_text("utf-8-sig") if Path(label).is_file() else ""
+        labels += _check_label(text.splitlines(), Path(label), classes)
+        digest.update(f"{relative.as_posix()}\t{image.stat().st_size}\n{text}\n".encode())
+    if not labels:
+        raise DistillError(
+            f"no labels beside the {len(images)} images of {images[0].parent}: "
+            f"expected files such as {img2label_paths([str(images[0])])[0]}"
+        )
+    return digest.hexdigest()
+
+
+def _check_label(lines: Iterable[str], path: Path, classes: int) -> int:
+    """Check one label file and return its number of objects."""
+    objects = 0
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        where = f"label {path}, line {number}"
+        try:
+            class_id, *coordinates = (float(field) for field in fields)
+        except ValueError as error:
+            raise DistillError(f"{where}: {line.strip()[:60]!r} is not numbers: expected class x y w h") from error
+        if len(fields) < 5:
+            raise DistillError(f"{where}: {len(fields)} numbers, expected 5: class x y w h, as fractions of the image")
+        if not (0 <= class_id < classes and class_id.is_integer()):
+            raise DistillError(f"{where}: class {class_id:g}, expected 0 to {classes - 1} as the data's names say")
+        if bad := next((c for c in coordinates if not -_TOLERANCE <= c <= 1 + _TOLERANCE), None):
+            raise DistillError(f"{where}: coordinate {bad:g}, expected fractions of the image from 0 to 1")
+        objects += 1
+    return objects
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

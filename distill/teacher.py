@@ -1,0 +1,227 @@
+"""The teacher: found, loaded, checked against the student, frozen and made cheap to run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
+
+from distill.errors import DistillError
+from distill.losses import Activations, HeadPair
+
+__all__ = [
+    "Teacher",
+    "check_pair",
+    "file_sha256",
+    "find_weights",
+    "head_pair",
+    "load_teacher",
+    "load_weights",
+    "student_model",
+]
+
+log = logging.getLogger(__name__)
+
+
+class Teacher:
+    """A frozen detector that answers with raw head outputs.
+
+    Convolutions and batch norms are fused, gradients are off, and the head is told that it trains, which makes
+    ``Detect`` return its raw outputs without decoding boxes (its layers stay in evaluation mode). Not a module:
+    nothing of it can end up in a state dict, an optimizer or a checkpoint.
+    """
+
+    def __init__(self, model: nn.Module, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Take over a loaded model (it is changed in place) and move it to ``device`` as ``dtype``."""
+        fused = model.fuse(verbose=False).eval().requires_grad_(False)  # type: ignore[operator]
+        self._model = fused.to(device=device, dtype=dtype)
+        self._model.model[-1].training = True  # this flag only: .train() would wake the layers below it too
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> Activations:
+        """Run images (batch, channels, height, width), 0 to 1, and return the raw head outputs."""
+        return Activations.of_head(self._model(images.to(self._dtype)))
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The facts of a detector that a teacher and its student must share, or be bridged by a projector."""
+
+    kind: str
+    task: str
+    end2end: bool
+    strides: tuple[int, ...]
+    reg_max: int
+    image_channels: int
+    widths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Head:
+        layers: Any = model.model
+        head = layers[-1]
+        return cls(
+            kind=type(head).__name__,
+            task=str(getattr(model, "task", "detect")),
+            end2end=getattr(head, "one2one_cv2", None) is not None,
+            strides=tuple(int(s) for s in getattr(head, "stride", ())),
+            reg_max=int(getattr(head, "reg_max", 0)),
+            image_channels=int(getattr(model, "yaml", {}).get("channels", 3)),
+            widths=_level_widths(head),
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} head" + (" (end-to-end)" if self.end2end else "")
+
+
+def find_weights(name: str, role: str) -> Path:
+    """Find a ``.pt`` file, letting ultralytics download it where it is one of its own and there is internet.
+
+    Args:
+        name: a path, or the bare name of published weights such as ``yolov8x.pt``.
+        role: ``teacher`` or ``student``, for the message.
+
+    Raises:
+        DistillError: for a wrong suffix, or a file that is neither here nor downloadable.
+    """
+    if Path(name).suffix != ".pt":
+        raise DistillError(f"{role} {name!r} is not a PyTorch checkpoint: expected a file ending in .pt")
+    if Path(name).is_file():
+        return Path(name)
+    known = Path(name).name in GITHUB_ASSETS_NAMES
+    advice = f"put the file at {Path(name).absolute()}, or give the path of another one"
+    if not known:
+        raise DistillError(f"{role} {name!r} not found: {advice}")
+    try:
+        found = Path(attempt_download_asset(name))
+    except (OSError, MemoryError) as error:  # ultralytics: ConnectionError offline, MemoryError on a full disk
+        reason = " ".join(str(error).split())
+        raise DistillError(f"{role} {name!r} is not here and could not be downloaded ({reason}): {advice}") from error
+    if not found.is_file():
+        raise DistillError(f"{role} {name!r} is not here and could not be downloaded: {advice}")
+    return found
+
+
+def load_weights(path: Path, role: str) -> nn.Module:
+    """Load a checkpoint as a float32 model in evaluation mode.
+
+    Raises:
+        DistillError: when the file is truncated, is no checkpoint, or is of a model this ultralytics cannot build.
+    """
+    try:
+        model, _ = load_checkpoint(path)
+    except (TypeError, RuntimeError, EOFError, AttributeError, ModuleNotFoundError, pickle.UnpicklingError) as error:
+        # ultralytics 8.4.190 turns damage into TypeError, but lets an archive of other contents raise as it falls.
+        reason = " ".join(str(error).split())[:160]
+        raise DistillError(
+            f"{role} {path} is not a loadable ultralytics checkpoint ({type(error).__name__}: {reason}): "
+            "copy or download it again"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise DistillError(f"{role} {path} holds no model: expected a checkpoint written by ultralytics")
+    return model
+
+
+def load_teacher(path: Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Teacher:
+    """Load the checkpoint at ``path`` as a frozen teacher on ``device``."""
+    return Teacher(load_weights(path, "teacher"), device=device, dtype=dtype)
+
+
+def student_model(name: str, data: Mapping[str, Any]) -> nn.Module:
+    """Build the student as it will be trained: its own layers, the data set's classes.
+
+    Args:
+        name: a ``.pt`` checkpoint to start from, or a ``.yaml`` architecture to train from scratch.
+        data: the data set as ultralytics resolves it (``nc``, ``channels``).
+
+    Raises:
+        DistillError: for a file that is missing, damaged or of another kind.
+    """
+    if Path(name).suffix in {".yaml", ".yml"}:
+        try:
+            config = yaml_model_load(name)
+        except FileNotFoundError as error:
+            raise DistillError(
+                f"student {name!r} not found: give an architecture such as yolov8n.yaml, or a .pt checkpoint"
+            ) from error
+    elif Path(name).suffix == ".pt":
+        config = load_weights(find_weights(name, "student"), "student").yaml
+    else:
+        raise DistillError(
+            f"student {name!r}: expected a .pt checkpoint, or a .yaml architecture to train from scratch"
+        )
+    if not isinstance(config, dict) or not {"backbone", "head"} <= config.keys():
+        raise DistillError(f"student {name!r} describes no network: expected keys backbone and head")
+    task = config["head"][-1][2]
+    if task not in {"Detect", "v10Detect"}:
+        raise DistillError(f"student {name!r} has a {task} head: expected a detection model such as yolov8n.pt")
+    model: nn.Module = DetectionModel(config, ch=data["channels"], nc=data["nc"], verbose=False)
+    return model
+
+
+def check_pair(teacher: nn.Module, student: nn.Module, data: Mapping[str, Any]) -> None:
+    """Refuse a teacher that cannot teach this student on this data.
+
+    Args:
+        teacher: as loaded from its checkpoint.
+        student: as :func:`student_model` builds it.
+        data: the data set, with ``names`` (id to name) that the student will learn.
+
+    Raises:
+        DistillError: naming the two values that differ and what to do.
+    """
+    t, s = _Head.of(teacher), _Head.of(student)
+    again = "choose a teacher and student of one family, such as yolov8x and yolov8n"
+    for model, head in (("teacher", t), ("student", s)):
+        if head.task != "detect" or head.kind != Detect.__name__ or head.end2end:
+            raise DistillError(f"{model} is a {head.task} model with a {head.name}: expected a Detect head; {again}")
+    for what, theirs, ours in (
+        ("strides", t.strides, s.strides),
+        ("reg_max", t.reg_max, s.reg_max),
+        ("input channels", t.image_channels, s.image_channels),
+    ):
+        if theirs != ours:
+            raise DistillError(f"teacher and student differ in {what}: {theirs} and {ours}; {again}")
+    _check_classes([str(n) for n in _in_order(teacher.names)], [str(n) for n in _in_order(data["names"])])
+
+
+def head_pair(teacher: nn.Module, student: nn.Module) -> HeadPair:
+    """The sizes by which losses build their projectors; call :func:`check_pair` first."""
+    t, s = _Head.of(teacher), _Head.of(student)
+    return HeadPair(student_channels=s.widths, teacher_channels=t.widths, reg_max=s.reg_max)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_classes(teacher: Sequence[str], student: Sequence[str]) -> None:
+    advice = "train the teacher on this data first, or give the data it was trained on"
+    if len(teacher) != len(student):
+        raise DistillError(f"teacher knows {len(teacher)} classes, the student's data has {len(student)}: {advice}")
+    for index, (theirs, ours) in enumerate(zip(teacher, student, strict=True)):
+        if theirs.strip().lower() != ours.strip().lower():
+            raise DistillError(f"class {index} is {theirs!r} for the teacher and {ours!r} in the data: {advice}")
+
+
+def _in_order(names: Any) -> list[Any]:
+    return [names[k] for k in sorted(names)] if isinstance(names, Mapping) else list(names)
+
+
+def _level_widths(head: Any) -> tuple[int, ...]:
+    """Input channels of each box branch, which are the channels of the neck levels."""
+    branches = getattr(head, "cv2", None) or getattr(head, "one2one_cv2", None) or ()
+    return tuple(next(m for m in branch.modules() if isinstance(m, nn.Conv2d)).in_channels for branch in branches)

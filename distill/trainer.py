@@ -1,0 +1,188 @@
+"""What callbacks cannot reach: learned projectors in the optimizer, and resuming exactly."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.utils.data import RandomSampler
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import RANK
+
+from distill.callbacks import Distillation, PreparedDistillation
+from distill.state import (
+    STATE_FILE,
+    capture_state,
+    read_state,
+    restore_gradients,
+    restore_randomness,
+    restore_weights,
+    write_state,
+)
+
+__all__ = ["DistillationTrainer"]
+
+
+class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
+    """Trains a detector as ultralytics does; distils when a :class:`Distillation` is among its callbacks.
+
+    Without one it is the plain baseline with the same data order and the same resuming. Found by its module name
+    in the processes of a multi-GPU training, where the callbacks arrive pickled.
+
+    Differences from ``DetectionTrainer``: the shuffling of an epoch depends on seed and epoch alone; projectors
+    form one more parameter group from the start; ``last.pt`` and ``best.pt`` are replaced, never half-written; and
+    ``state.pt`` beside them makes a resumed run on the CPU equal the uninterrupted one bit for bit.
+    """
+
+    prepared_distillation: PreparedDistillation | None = None
+    _resumed: dict[str, Any] | None = None
+    _batches_since_step = 0
+    _catching_up = False
+    _accumulate = 1
+
+    @property
+    def state_file(self) -> Path:
+        """Where the exact state lies."""
+        return Path(self.wdir) / STATE_FILE
+
+    @property
+    def projectors(self) -> nn.Module:
+        """What the distillation losses learn; an empty module when there is nothing."""
+        return self.prepared_distillation.losses if self.prepared_distillation else nn.ModuleDict()
+
+    @property
+    def accumulate(self) -> int:
+        """Batches per optimizer step.
+
+        ultralytics keeps its place in a local variable and, resumed, steps at the first batch. Reading 1 until the
+        first step makes it offer a step at every batch, and ``optimizer_step`` takes the one that is due.
+        """
+        return 1 if self._catching_up else self._accumulate
+
+    @accumulate.setter
+    def accumulate(self, value: int) -> None:
+        self._accumulate = value
+
+    def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Build ultralytics' optimizer and add the projectors as its last group, before the scheduler exists."""
+        optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
+        attached = self.callbacks["on_pretrain_routine_end"]
+        distillation = next((c for c in attached if isinstance(c, Distillation)), None)
+        if distillation is None:
+            return optimizer
+        self.prepared_distillation = distillation.prepare(self)
+        parameters = list(self.projectors.parameters())
+        if self.world_size > 1:
+            for parameter in parameters:  # ranks are seeded apart and would start from different projectors
+                distributed.broadcast(parameter.data, src=0)
+        if parameters:
+            weights = next(g for g in optimizer.param_groups if g.get("param_group") in {"weight", "muon"})
+            settings = {k: v for k, v in weights.items() if k not in {"params", "initial_lr", "use_muon"}}
+            optimizer.add_param_group({**settings, "params": parameters, "param_group": "weight"})
+        return optimizer
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Prepare a training batch and count it."""
+        self._batches_since_step += 1
+        prepared: dict[str, Any] = super().preprocess_batch(batch)
+        return prepared
+
+    def optimizer_step(self) -> None:
+        """Step when one is due, with the projectors' gradients averaged over ranks as DDP does the model's."""
+        if self._catching_up and self._batches_since_step < self._accumulate:
+            return
+        self._catching_up = False
+        self._batches_since_step = 0
+        if self.world_size > 1:
+            for parameter in self.projectors.parameters():
+                if parameter.grad is not None:
+                    distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.world_size
+        super().optimizer_step()
+
+    def run_callbacks(self, event: str) -> None:
+        """Run an event's callbacks, after this trainer's own preparation of an epoch."""
+        if event == "on_train_epoch_start":
+            self._start_epoch()
+        super().run_callbacks(event)
+
+    def label_loss_items(self, loss_items: dict[str, Any] | None = None, prefix: str = "train") -> Any:
+        """Label loss items as ultralytics does, without ``val/kd_*``: validation has no teacher, they would be 0."""
+        labelled = super().label_loss_items(loss_items, prefix)
+        if prefix != "val":
+            return labelled
+        if isinstance(labelled, dict):
+            return {k: v for k, v in labelled.items() if not k.startswith("val/kd_")}
+        return [k for k in labelled if not k.startswith("val/kd_")]
+
+    def progress_string(self) -> str:
+        """The progress bar's header; names cut to 10 characters, for ultralytics' columns are 11 wide."""
+        names = ("Epoch", "GPU_mem", *self.loss_names, "Instances", "Size")
+        return "\n" + "".join(f"{name[:10]:>11}" for name in names)
+
+    def save_model(self) -> bool:
+        """Save ``last.pt`` and ``best.pt`` by replacing them, then the exact state they belong to.
+
+        A kill in between leaves the state of the epoch before, from which this epoch is repeated identically.
+        """
+        last, best = Path(self.wdir) / "last.pt", Path(self.wdir) / "best.pt"
+        self.last, self.best = last.with_suffix(".pt.partial"), best.with_suffix(".pt.partial")
+        try:
+            super().save_model()
+        finally:
+            written = [(self.best, best), (self.last, last)]
+            self.last, self.best = last, best
+        for partial, final in written:
+            if partial.exists():
+                partial.replace(final)
+        write_state(capture_state(self, self.projectors, self._batches_since_step), self.state_file)
+        return True
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Continue after the epoch of the exact state, which is the one before ``last.pt``'s at worst."""
+        if ckpt is None or not self.resume:
+            return
+        state = read_state(self.state_file)
+        super().resume_training({**ckpt, "epoch": state["epoch"]})
+        if RANK in {-1, 0}:
+            _drop_rows_after(self.csv, epoch=state["epoch"] + 1)
+        self._resumed = state
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        """Load what ultralytics saved, then the same in full precision: on resume, and after a NaN."""
+        state = read_state(self.state_file)
+        exact = ("optimizer", "updates", "scaler", "best_fitness", "stopper")
+        super()._load_checkpoint_state({**ckpt, **{key: state[key] for key in exact}})
+        restore_weights(self, self.projectors, state)
+
+    def _start_epoch(self) -> None:
+        """Fix the order of this epoch's images and, once after resuming, put gradients and randomness back."""
+        loader = self.train_loader
+        if not loader.num_workers and isinstance(loader.sampler, RandomSampler):
+            # A fresh iterator over a freshly seeded sampler: the order no longer depends on how many epochs were
+            # drawn before. The loader's own generator, whose draws nobody uses here, is parted from the sampler's.
+            loader.reset()
+            loader.generator = torch.Generator()
+            loader.sampler.generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.epoch)
+        if self._resumed is not None:
+            restore_gradients(self, self.projectors, self._resumed)
+            restore_randomness(loader, self._resumed)
+            self._batches_since_step = self._resumed["batches_since_step"]
+            self._catching_up = True
+            self._resumed = None
+
+
+def _drop_rows_after(results: Path, epoch: int) -> None:
+    """Remove rows of results.csv past ``epoch``, which a killed run wrote before its state."""
+    if not results.exists():
+        return
+    with results.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    kept = [row for index, row in enumerate(rows) if index == 0 or (row and int(row[0]) <= epoch)]
+    partial = results.with_name(f".{results.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(kept)
+    partial.replace(results)

@@ -1,0 +1,187 @@
+"""One training from recipe to published student, started or resumed."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from ultralytics import YOLO
+from ultralytics.utils import callbacks as ultralytics_callbacks
+from ultralytics.utils.torch_utils import select_device
+
+from distill.callbacks import Distillation
+from distill.console import log_epoch
+from distill.data import DataSet, open_data_set
+from distill.errors import DistillError
+from distill.publish import publish_student
+from distill.recipe import Recipe, read_recipe, write_recipe
+from distill.state import STATE_FILE, read_state
+from distill.teacher import check_pair, file_sha256, find_weights, load_weights, student_model
+from distill.trainer import DistillationTrainer
+
+__all__ = ["check_device", "new_run", "resumable_epoch", "resume_run"]
+
+_METRICS: Final = {"map50_95": "metrics/mAP50-95(B)", "map50": "metrics/mAP50(B)"}
+
+
+def new_run(recipe: Recipe, data: DataSet, out: Path) -> Path:
+    """Train a student as the recipe says, in a new folder ``out``.
+
+    Everything that can be refused is refused before the folder exists; a run that ends before its first epoch is
+    saved leaves no folder.
+
+    Returns:
+        Path of ``student.json``.
+
+    Raises:
+        DistillError: when teacher, student and data do not go together, or the training fails.
+    """
+    check_device(recipe.device)
+    student = student_model(recipe.student, data.description)
+    if recipe.teacher is not None:
+        check_pair(load_weights(Path(recipe.teacher), "teacher"), student, data.description)
+    out.mkdir(parents=True)
+    try:
+        write_recipe(recipe, out)
+        metrics = _train(recipe, out, _settings(recipe, out))
+    finally:
+        if resumable_epoch(out) is None and not (out / "train" / "weights" / "best.pt").exists():
+            shutil.rmtree(out, ignore_errors=True)
+    return _finish(out, recipe, data, metrics)
+
+
+def resume_run(out: Path, *, teacher: str | None, device: str | None, workers: int | None) -> Path:
+    """Continue the run in folder ``out`` after its last complete epoch, distillation included.
+
+    Args:
+        out: the run folder.
+        teacher: where the teacher's file is now, if it moved.
+        device: another device to go on with.
+        workers: another number of data-loading processes.
+
+    Raises:
+        DistillError: when there is nothing to resume, or teacher or data are not those of the run.
+    """
+    recipe = read_recipe(out)
+    if (out / "student").exists():
+        raise DistillError(f"{out} is finished, its student is in {out / 'student'}: nothing to resume")
+    recipe = _same_teacher(recipe, teacher)
+    check_device(recipe.device if device is None else device)
+    data = open_data_set(recipe.data)
+    if data.train_sha256 != recipe.data_sha256:
+        raise DistillError(
+            f"training data {recipe.data} changed since the run was started: restore it, or start without --resume"
+        )
+    state = read_state(out / "train" / "weights" / STATE_FILE)
+    if state["finished"]:
+        return _finish(out, recipe, data, _validate(recipe, out))
+    settings = _settings(recipe, out)
+    settings |= {"resume": str(out / "train" / "weights" / "last.pt"), "save_dir": str((out / "train").resolve())}
+    settings |= {"device": device} if device is not None else {}
+    settings |= {"workers": workers} if workers is not None else {}
+    return _finish(out, recipe, data, _train(recipe, out, settings))
+
+
+def resumable_epoch(out: Path) -> int | None:
+    """Number of complete epochs that a run can continue after; None when there is nothing to continue."""
+    try:
+        return int(read_state(out / "train" / "weights" / STATE_FILE)["epoch"]) + 1
+    except DistillError:
+        return None
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have, before anything is written."""
+    try:
+        select_device(device, verbose=False)
+    except (ValueError, RuntimeError) as error:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise DistillError(
+            f"device {device!r} is not here: this machine has the cpu and {count} CUDA devices; give --device cpu"
+            + (" or --device 0" if count else "")
+        ) from error
+
+
+def _same_teacher(recipe: Recipe, teacher: str | None) -> Recipe:
+    """The recipe with the teacher found and verified; unchanged for a plain run."""
+    if recipe.teacher is None:
+        if teacher is not None:
+            raise DistillError(f"--teacher {teacher}: the run was started with --losses none, without a teacher")
+        return recipe
+    path = find_weights(teacher or recipe.teacher, "teacher")
+    return recipe.with_teacher(path.resolve(), file_sha256(path))
+
+
+def _settings(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Arguments for ultralytics; its defaults elsewhere, so that a plain run is its plain recipe."""
+    return {
+        "mode": "train",
+        "task": "detect",
+        "model": recipe.student,
+        "data": recipe.data,
+        "epochs": recipe.epochs,
+        "imgsz": recipe.imgsz,
+        "batch": recipe.batch,
+        "seed": recipe.seed,
+        "device": recipe.device,
+        "workers": recipe.workers,
+        "project": str(out.resolve()),
+        "name": "train",
+        "exist_ok": True,
+        "plots": False,  # they need fonts that ultralytics would download
+    }
+
+
+def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Run ultralytics' training and return the metrics of its final validation."""
+    attached = ultralytics_callbacks.get_default_callbacks()
+    attached["on_fit_epoch_end"].append(log_epoch)
+    if recipe.teacher is not None:
+        attached["on_pretrain_routine_end"].append(
+            Distillation(recipe.teacher, dict(recipe.losses), recipe.temperature)
+        )
+    trainer = DistillationTrainer(overrides=settings, _callbacks=attached)
+    try:
+        trainer.train()
+    except torch.cuda.OutOfMemoryError as error:
+        raise DistillError(
+            f"out of GPU memory at batch {recipe.batch}, {recipe.imgsz} px: start again with a smaller --batch"
+        ) from error
+    if trainer.ddp:  # trained in other processes: their best epoch's metrics are in the checkpoint
+        best = torch.load(out / "train" / "weights" / "best.pt", map_location="cpu", weights_only=False)
+        return _named(best["train_metrics"])
+    return _named(trainer.metrics)
+
+
+def _finish(out: Path, recipe: Recipe, data: DataSet, metrics: Mapping[str, float]) -> Path:
+    """Publish the student and drop the state, which nobody needs any more."""
+    weights = out / "train" / "weights"
+    best = weights / "best.pt"
+    if not best.exists():
+        raise DistillError(f"the training ended without {best}: look at its log, and start again")
+    described = publish_student(best, out, recipe=recipe, data=data, metrics=metrics)
+    (weights / STATE_FILE).unlink(missing_ok=True)
+    return described
+
+
+def _validate(recipe: Recipe, out: Path) -> dict[str, float]:
+    """Validate the best epoch of a run that was killed between its last epoch and its end."""
+    with tempfile.TemporaryDirectory(prefix="distill-val-") as scratch:
+        result = YOLO(out / "train" / "weights" / "best.pt").val(
+            data=recipe.data,
+            imgsz=recipe.imgsz,
+            batch=recipe.batch * 2,  # as at the end of a training
+            device=recipe.device,
+            plots=False,
+            project=scratch,
+            name="val",
+        )
+    return _named(result.results_dict)
+
+
+def _named(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {ours: round(float(metrics[theirs]), 5) for ours, theirs in _METRICS.items()}

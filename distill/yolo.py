@@ -1,0 +1,220 @@
+"""``python -m distill.yolo``: distil a YOLOv8 teacher into a small student."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from distill.console import log_to_stderr
+from distill.data import DataSet, open_data_set
+from distill.errors import DistillError
+from distill.losses import DEFAULT_LOSSES, LOSSES, parse_losses
+from distill.recipe import Recipe, read_recipe
+from distill.teacher import file_sha256, find_weights
+from distill.training import new_run, resumable_epoch, resume_run
+
+__all__ = ["main"]
+
+_DEFAULTS: Final[dict[str, Any]] = {
+    "student": "yolov8n.pt",
+    "data": "coco128.yaml",
+    "epochs": 100,
+    "imgsz": 640,
+    "batch": 16,
+    "seed": 0,
+    "losses": DEFAULT_LOSSES,
+    "temperature": 1.0,
+    "device": "",
+    "workers": 8,
+}
+_NEXT: Final = "python -m deploy.tflite --int8"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    run = _Run(args)
+    try:
+        with log_to_stderr():
+            described = run()
+    except (DistillError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted{run.how_to_continue()}\n")
+        return 130
+    _report(described, as_json=args.json)
+    sys.stderr.write(f"next: {_NEXT}\n")
+    return 0
+
+
+class _Run:
+    """One invocation: remembers the run folder, for the message after Ctrl-C."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._out: Path | None = None
+
+    def __call__(self) -> Path:
+        """Start or resume; return the path of ``student.json``."""
+        if self._args.resume is not None:
+            self._out = self._args.resume
+            _refuse_other_values(self._args, read_recipe(self._out))
+            return resume_run(
+                self._out, teacher=self._args.teacher, device=self._args.device, workers=self._args.workers
+            )
+        recipe, data = _new_recipe(self._args)
+        self._out = _new_folder(self._args.out, Path(recipe.student).stem)
+        return new_run(recipe, data, self._out)
+
+    def how_to_continue(self) -> str:
+        """The end of the sentence that begins with ``interrupted``."""
+        epochs = None if self._out is None else resumable_epoch(self._out)
+        if epochs is None:
+            return " before the first epoch was complete: nothing was kept"
+        return f" after {epochs} complete epochs; continue with: python -m distill.yolo --resume {self._out}"
+
+
+def _new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
+    """Fill in the defaults, find the teacher and open the data set."""
+    value = {name: getattr(args, name) for name in _DEFAULTS}
+    value |= {name: default for name, default in _DEFAULTS.items() if value[name] is None}
+    losses = parse_losses(value["losses"])
+    teacher = None
+    if losses:
+        if args.teacher is None:
+            raise DistillError("no teacher: give --teacher yolov8x.pt, or --losses none for plain training")
+        teacher = find_weights(args.teacher, "teacher").resolve()
+    data = open_data_set(value["data"])
+    recipe = Recipe(
+        **{**value, "losses": losses, "data": str(data.yaml)},
+        teacher=None if teacher is None else str(teacher),
+        teacher_sha256=None if teacher is None else file_sha256(teacher),
+        data_sha256=data.train_sha256,
+    )
+    return recipe, data
+
+
+def _new_folder(out: Path | None, stem: str) -> Path:
+    """The run folder: ``--out`` as given, else the first free ``runs/distill/STEM``, ``STEM-2``, ..."""
+    if out is not None:
+        if out.exists():
+            raise DistillError(f"--out {out} exists and is never overwritten: give another folder, or --resume it")
+        return out
+    first = Path("runs") / "distill" / stem
+    number, folder = 1, first
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{stem}-{number}")
+    return folder
+
+
+def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Refuse flags that contradict the run to resume; device and workers may change."""
+    if args.out is not None:
+        raise DistillError("--out and --resume exclude each other: a resumed run stays in its folder")
+    for name in ("student", "data", "epochs", "imgsz", "batch", "seed", "losses", "temperature"):
+        given, recorded = getattr(args, name), getattr(recipe, name)
+        if given is None:
+            continue
+        if name == "losses":
+            given = parse_losses(given)
+        elif name == "data" and Path(given).exists():
+            given = str(Path(given).resolve())
+        same = Path(recorded).name == given if name == "data" and "/" not in str(given) else given == recorded
+        if not same:
+            raise DistillError(
+                f"--{name} {getattr(args, name)} contradicts the run, which has {recorded}: "
+                "drop the flag, or start a new run without --resume"
+            )
+
+
+def _report(described: Path, *, as_json: bool) -> None:
+    """Print the result on stdout."""
+    text = described.read_text(encoding="utf-8")
+    if as_json:
+        sys.stdout.write(text)
+        return
+    student = json.loads(text)
+    taught = "no teacher" if student["teacher"] is None else f"taught by {student['teacher']['file']}"
+    accuracy = student["metrics"]
+    sys.stdout.write(
+        f"student   {described.with_name(student['student']['file'])}\n"
+        f"          {student['student']['parameters']:,} parameters, {taught}, {student['epochs']} epochs, "
+        f"{student['imgsz']} px\n"
+        f"mAP50-95  {accuracy['map50_95']:.4f}    mAP50 {accuracy['map50']:.4f}    (ultralytics, validation images)\n"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.yolo",
+        description="Distil a YOLOv8 teacher into a small student. Published weights and data sets are downloaded "
+        "where there is internet. Writes OUT/student/student.pt and student.json.",
+    )
+    add, default = parser.add_argument, _DEFAULTS
+    add("--teacher", metavar="PT", help="checkpoint to learn from, such as yolov8x.pt")
+    add("--student", metavar="PT|YAML", help=f".pt to start from, .yaml trains from scratch ({default['student']})")
+    add("--data", metavar="YAML", help=f"detection data set ({default['data']})")
+    add("--epochs", type=_at_least(1), metavar="N", help=f"epochs ({default['epochs']})")
+    add("--imgsz", type=_image_size, metavar="PX", help=f"image size, a multiple of 32 ({default['imgsz']})")
+    add("--batch", type=_at_least(1), metavar="N", help=f"images per step ({default['batch']})")
+    add("--device", help="cpu, 0, or 0,1 for several GPUs (the first GPU if there is one, else cpu)")
+    add("--seed", type=_at_least(0), metavar="N", help=f"random seed ({default['seed']})")
+    add("--workers", type=_at_least(0), metavar="N", help=f"data-loading processes on a GPU ({default['workers']})")
+    add(
+        "--losses",
+        metavar="NAME=WEIGHT,...",
+        help=f"distillation losses out of {', '.join(LOSSES)}; none trains plainly ({default['losses']})",
+    )
+    add(
+        "--temperature",
+        type=_temperature,
+        metavar="T",
+        help=f"softens logits before they are compared ({default['temperature']:g})",
+    )
+    add("--resume", type=Path, metavar="RUN", help="run folder to continue after its last complete epoch")
+    add("--out", type=Path, metavar="RUN", help="new run folder (runs/distill/STUDENT, numbered)")
+    add("--json", action="store_true", help="print student.json instead of the summary")
+    return parser
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = lowest - 1
+        if number < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {lowest}")
+        return number
+
+    return parse
+
+
+def _image_size(text: str) -> int:
+    size = _at_least(64)(text)
+    if size % 32:
+        raise argparse.ArgumentTypeError(
+            f"{size} is not a multiple of 32: try {size // 32 * 32} or {-(-size // 32) * 32}"
+        )
+    return size
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -182,6 +182,13 @@ def test_classes_without_truth_and_images_without_anything_agree_with_pycocotool
     assert (result.images, result.truths) == (4, 2)
 
 
+@pytest.mark.parametrize("second", [(0, 0, 10, 10), (4, 0, 14, 10)])
+def test_a_detection_between_two_objects_takes_the_one_that_pycocotools_gives_it(second: tuple[int, ...]) -> None:
+    truths = [_truth([((0, 0, 10, 10), 0), ((4, 0, 14, 10), 0)])]
+    # The first overlaps both objects by 2/3; what it takes decides whether the second finds its own.
+    _assert_agrees([_detections([((2, 0, 12, 10), 0.9, 0), (second, 0.8, 0)])], truths, 1)
+
+
 def test_the_truth_itself_scores_exactly_one_and_nothing_scores_zero() -> None:
     truths = [_truth([((0, 0, 10, 10), 0), ((20, 20, 30, 40), 1)]), _truth([((3, 3, 9, 9), 0)])]
     perfect = [ImageDetections(t.boxes_xyxy, np.full(len(t.class_ids), 0.5), t.class_ids) for t in truths]

@@ -1,0 +1,163 @@
+"""One local process, watched: output collected, stderr passed on line by line, never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+from devices.errors import DeviceError
+
+_KEPT_STDERR_LINES = 2000
+_GRACE_S = 3.0  # for a process to end by itself once its stdin is closed
+
+Feed = Callable[[IO[bytes]], None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a process left: exit status (negative for a signal), all of stdout, the end of stderr."""
+
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+
+def run_process(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    feed: Feed | None = None,
+    hold_stdin: bool = False,
+    on_stderr: Callable[[str], None] | None = None,
+) -> Output:
+    """Run a program of this machine to its end; on any exception, Ctrl-C included, it is ended first.
+
+    Args:
+        argv: the program and its arguments.
+        timeout_s: give up after this long without an end and without a line on stderr.
+        feed: writes to the process' stdin, in a thread of its own.
+        hold_stdin: keep stdin open after `feed` until the process ends.
+        on_stderr: is given each line of stderr as it comes.
+
+    Raises:
+        DeviceError: the time is up, or there is no such program.
+    """
+    try:
+        # A session of its own: Ctrl-C reaches this process, which then ends that one in order.
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        raise DeviceError(f"cannot start {argv[0]} ({error.strerror}): is it installed and executable?") from error
+    conversation = _Conversation(process, feed, hold_stdin, on_stderr)
+    try:
+        conversation.wait(timeout_s)
+        return conversation.output()
+    finally:
+        conversation.end()
+
+
+class _Conversation:
+    """The three streams of a process, each served by a thread."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        feed: Feed | None,
+        hold_stdin: bool,
+        on_stderr: Callable[[str], None] | None,
+    ) -> None:
+        self._process = process
+        self._stdout: list[bytes] = []
+        self._stderr: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
+        self._last_sign_of_life = time.monotonic()
+        self._writer = threading.Thread(target=self._write, args=(feed, hold_stdin), daemon=True)
+        self._readers = [
+            threading.Thread(target=self._read_stdout, daemon=True),
+            threading.Thread(target=self._read_stderr, args=(on_stderr,), daemon=True),
+        ]
+        for thread in (self._writer, *self._readers):
+            thread.start()
+
+    def wait(self, timeout_s: float) -> None:
+        while True:
+            left_s = self._last_sign_of_life + timeout_s - time.monotonic()
+            try:
+                self._process.wait(max(0.0, left_s))
+            except subprocess.TimeoutExpired:
+                if time.monotonic() - self._last_sign_of_life >= timeout_s:
+                    raise DeviceError(
+                        f"no sign of life for {timeout_s:g} s from {_shown(self._process.args)}: gave up and ended it"
+                    ) from None
+            else:
+                return
+
+    def output(self) -> Output:
+        # An ssh that left a connection open for reuse may keep these pipes open: what is not there soon never comes.
+        for reader in self._readers:
+            reader.join(_GRACE_S)
+        return Output(self._process.returncode, b"".join(self._stdout), "\n".join(self._stderr))
+
+    def end(self) -> None:
+        """End the process if it still runs: by closing its stdin, then by asking, then by force."""
+        if not self._writer.is_alive() and self._process.stdin is not None:  # a blocked writer holds the stream
+            with suppress(OSError, ValueError):
+                self._process.stdin.close()
+            self._ended_within(_GRACE_S)
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            if self._ended_within(0.0):
+                return
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, sign)
+            self._ended_within(_GRACE_S)
+
+    def _ended_within(self, seconds: float) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
+
+    def _write(self, feed: Feed | None, hold_stdin: bool) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        with suppress(BrokenPipeError, ValueError):  # the process ended first; its exit status tells
+            if feed is not None:
+                feed(stdin)
+            stdin.flush()
+            if not hold_stdin:
+                stdin.close()
+
+    def _read_stdout(self) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        with suppress(ValueError):
+            while chunk := os.read(stdout.fileno(), 1 << 16):
+                self._stdout.append(chunk)
+
+    def _read_stderr(self, on_stderr: Callable[[str], None] | None) -> None:
+        stderr = self._process.stderr
+        assert stderr is not None
+        with suppress(ValueError):
+            for raw in stderr:
+                self._last_sign_of_life = time.monotonic()
+                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                self._stderr.append(line)
+                if on_stderr is not None:
+                    on_stderr(line)
+
+
+def _shown(argv: object) -> str:
+    words = argv if isinstance(argv, list) else [argv]
+    text = " ".join(str(word) for word in words)
+    return text if len(text) <= 120 else text[:120] + "…"

@@ -14,7 +14,7 @@ class Completed:
 
     Attributes:
         argv: what was run.
-        returncode: its exit status, negative for a signal where the device tells.
+        returncode: its exit status; for one that was killed, negative here and 255 behind SSH.
         stdout: all of its output.
         stderr: the end of its error output, at most some thousand lines.
     """

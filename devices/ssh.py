@@ -172,13 +172,7 @@ class SshDevice:
         """End the shared connection, if there is one."""
         if self._control_folder is None:
             return
-        subprocess.run(
-            [*self._ssh_argv(), "-O", "exit", "--", self._host],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
+        self._control("exit")
         shutil.rmtree(self._control_folder, ignore_errors=True)
         self._control_folder = None
 
@@ -222,7 +216,8 @@ class SshDevice:
     ) -> Output:
         argv = [*self._ssh_argv(), "--", self._host, command]
         output = run_process(argv, timeout_s=timeout_s, feed=feed, hold_stdin=hold_stdin, on_stderr=on_stderr)
-        if output.returncode == _SSH_FAILED:
+        # The same code means a command there that exited with it or was killed: then the connection still stands.
+        if output.returncode == _SSH_FAILED and self._control("check") != 0:
             raise self._failure(shown or command, output)
         return output
 
@@ -233,6 +228,11 @@ class SshDevice:
         options = {**_OPTIONS, "ControlPath": f"{self._control_folder}/%C"}
         config = [] if self._ssh_config is None else ["-F", str(self._ssh_config)]
         return ["ssh", "-T", *config, *(word for pair in options.items() for word in ("-o", "=".join(pair)))]
+
+    def _control(self, request: str) -> int:
+        """Ask the shared connection: 0 for yes, or done."""
+        argv = [*self._ssh_argv(), "-O", request, "--", self._host]
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
 
     def _failure(self, command: str, output: Output) -> ConnectionFailedError:
         said = _ssh_words(output.stderr)

@@ -57,6 +57,12 @@ def test_a_command_gives_its_exit_code_and_both_outputs(device: Device) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err")
 
 
+def test_a_command_that_was_killed_has_not_succeeded(device: Device) -> None:
+    done = device.run([*device.python, "-c", "import os; os.kill(os.getpid(), 9)"], timeout_s=60)
+    assert done.returncode in (-9, 255)
+    assert device.run([*device.python, "-c", "import sys; sys.exit(255)"], timeout_s=60).returncode == 255
+
+
 def test_arguments_arrive_as_they_are_and_nothing_is_evaluated(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

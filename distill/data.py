@@ -56,7 +56,7 @@ def open_data_set(name: str) -> DataSet:
     hashes, counts = {}, {}
     for split in ("train", "val"):
         images = _list_images(description[split], name, split)
-        hashes[split] = _check_and_hash(images, Path(description["path"]), len(names))
+        hashes[split] = _check_and_hash(images, Path(description["path"]).resolve(), len(names))
         counts[split] = len(images)
     return DataSet(
         yaml=Path(description["yaml_file"]).resolve(),

@@ -75,9 +75,10 @@ class _Run:
     def how_to_continue(self) -> str:
         """The end of the sentence that begins with ``interrupted``."""
         epochs = None if self._out is None else resumable_epoch(self._out)
-        if epochs is None:
+        if self._out is None or epochs is None:
             return " before the first epoch was complete: nothing was kept"
-        return f" after {epochs} complete epochs; continue with: python -m distill.yolo --resume {self._out}"
+        total = read_recipe(self._out).epochs
+        return f" after {epochs} of {total} epochs: continue with python -m distill.yolo --resume {self._out}"
 
 
 def _new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:

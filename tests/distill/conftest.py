@@ -1,0 +1,85 @@
+"""A tiny detection problem and an untrained teacher for it, made once per session."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="distillation needs the [train] extra")
+pytest.importorskip("ultralytics", reason="distillation needs the [train] extra")
+
+from PIL import Image  # noqa: E402
+from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+
+CLASSES = ("red", "blue")
+_COLOURS = ((230, 40, 40), (40, 40, 230))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep the suite off the other cores: the models are tiny."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Coloured squares on noise: 10 training and 4 validation images of 64 px, two classes; returns the yaml."""
+    root = tmp_path_factory.mktemp("toy")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 4)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            image, label = _scene(rng)
+            image.save(root / "images" / split / f"{index}.png")
+            (root / "labels" / split / f"{index}.txt").write_text(label)
+    path = root / "toy.yaml"
+    path.write_text("train: images/train\nval: images/val\nnames: {0: red, 1: blue}\n")
+    return path
+
+
+@pytest.fixture
+def toy_copy(toy_data: Path, tmp_path: Path) -> Path:
+    """A copy of the toy data that a test may spoil; returns its yaml."""
+    return (
+        Path(shutil.copytree(toy_data.parent, tmp_path / "toy", ignore=shutil.ignore_patterns("*.cache"))) / "toy.yaml"
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained YOLOv8s that knows the two classes."""
+    return _save_model(tmp_path_factory.mktemp("teacher") / "teacher.pt", "yolov8s.yaml", CLASSES)
+
+
+@pytest.fixture(scope="session")
+def save_model() -> Callable[..., Path]:
+    """Saves a randomly initialised detector: (path, yaml or config, class names) -> path."""
+    return _save_model
+
+
+def _save_model(path: Path, config: str | dict[str, Any], classes: tuple[str, ...] = CLASSES) -> Path:
+    torch.manual_seed(7)
+    model = DetectionModel(config, nc=len(classes), verbose=False)
+    model.names = dict(enumerate(classes))
+    for branch in getattr(model.model[-1], "cv3", None) or ():
+        torch.nn.init.normal_(branch[-1].bias, std=2.0)  # untrained scores are all near 0: nothing to teach
+    torch.save({"model": model.half(), "train_args": {}, "epoch": -1}, path)
+    return path
+
+
+def _scene(rng: np.random.Generator) -> tuple[Image.Image, str]:
+    pixels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
+    lines = []
+    for _ in range(2):
+        class_id = int(rng.integers(0, 2))
+        width, height = (int(v) for v in rng.integers(14, 26, 2))
+        x, y = int(rng.integers(0, 64 - width)), int(rng.integers(0, 64 - height))
+        pixels[y : y + height, x : x + width] = _COLOURS[class_id]
+        lines.append(f"{class_id} {(x + width / 2) / 64} {(y + height / 2) / 64} {width / 64} {height / 64}")
+    return Image.fromarray(pixels), "\n".join(lines) + "\n"

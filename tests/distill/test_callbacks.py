@@ -1,0 +1,105 @@
+"""Distillation attached to a student's criterion: what it adds, and what it never leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils.loss import v8DetectionLoss
+from ultralytics.utils.torch_utils import ModelEMA
+
+from distill.callbacks import Distillation, DistillationCriterion
+from distill.errors import DistillError
+from distill.teacher import load_teacher, load_weights
+
+BATCH = {
+    "img": torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+    "batch_idx": torch.tensor([0.0, 1.0]),
+    "cls": torch.tensor([[0.0], [1.0]]),
+    "bboxes": torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.3, 0.6, 0.3, 0.2]]),
+}
+
+
+@pytest.fixture
+def trainer(toy_teacher: Path) -> SimpleNamespace:
+    """What ultralytics' trainer looks like to a callback."""
+    torch.manual_seed(0)
+    model = DetectionModel("yolov8n.yaml", nc=2, verbose=False)
+    model.args = DEFAULT_CFG
+    return SimpleNamespace(
+        model=model,
+        data={"names": {0: "red", 1: "blue"}},
+        device=torch.device("cpu"),
+        amp=False,
+        args=DEFAULT_CFG,
+    )
+
+
+def test_each_loss_is_a_named_part_and_the_parts_make_the_total(trainer: SimpleNamespace, toy_teacher: Path) -> None:
+    Distillation(str(toy_teacher), {"response": 2.0, "ld": 0.5}, 1.0)(trainer)
+    trainer.model.train()
+    loss, parts = trainer.model(BATCH)
+    assert list(parts) == ["box_loss", "cls_loss", "dfl_loss", "kd_response", "kd_ld"]
+    assert float(loss.detach().sum()) == pytest.approx(2 * sum(float(v) for v in parts.values()), rel=1e-5)
+
+
+def test_a_weight_scales_its_own_part_alone(trainer: SimpleNamespace, toy_teacher: Path) -> None:
+    trainer.model.train()
+    named = []
+    for weight in (1.0, 3.0):
+        Distillation(str(toy_teacher), {"response": weight, "ld": 1.0}, 1.0)(trainer)
+        named.append(trainer.model(BATCH)[1])
+    assert float(named[1]["kd_response"]) == pytest.approx(3 * float(named[0]["kd_response"]), rel=1e-4)
+    assert float(named[1]["kd_ld"]) == pytest.approx(float(named[0]["kd_ld"]), rel=1e-4)
+
+
+def test_evaluation_has_no_part_of_the_teacher(trainer: SimpleNamespace, toy_teacher: Path) -> None:
+    Distillation(str(toy_teacher), {"ld": 1.0}, 1.0)(trainer)
+    _, parts = trainer.model.eval().loss(BATCH)
+    assert list(parts) == ["box_loss", "cls_loss", "dfl_loss"]
+
+
+def test_a_copy_of_the_student_carries_the_plain_criterion(trainer: SimpleNamespace, toy_teacher: Path) -> None:
+    Distillation(str(toy_teacher), {"ld": 1.0}, 1.0)(trainer)
+    assert type(trainer.model.criterion) is DistillationCriterion
+    for duplicate in (copy.deepcopy(trainer.model), ModelEMA(trainer.model).ema):
+        assert type(duplicate.criterion) is v8DetectionLoss
+    assert trainer.model.state_dict().keys() == copy.deepcopy(trainer.model).state_dict().keys()
+
+
+def test_the_callback_travels_to_another_process(toy_teacher: Path) -> None:
+    callback = Distillation(str(toy_teacher), {"ld": 1.0}, 1.0)
+    assert pickle.loads(pickle.dumps(callback)) == callback
+    assert len(pickle.dumps(callback)) < 1000  # a path travels, not a model
+
+
+def test_a_learned_projector_is_refused_without_the_trainer_that_can_save_it(
+    trainer: SimpleNamespace, toy_teacher: Path
+) -> None:
+    with pytest.raises(DistillError, match="DistillationTrainer"):
+        Distillation(str(toy_teacher), {"feature": 1.0}, 1.0)(trainer)
+
+
+def test_the_callback_alone_distils_in_plain_ultralytics(toy_data: Path, toy_teacher: Path, tmp_path: Path) -> None:
+    model = YOLO("yolov8n.yaml")
+    model.add_callback("on_pretrain_routine_end", Distillation(str(toy_teacher), {"response": 1.0}, 1.0))
+    model.train(data=str(toy_data), epochs=1, imgsz=64, batch=5, plots=False, project=str(tmp_path), name="run")
+    assert "train/kd_response" in (tmp_path / "run" / "results.csv").read_text()
+
+
+def test_the_teacher_answers_as_the_unfused_model_and_decodes_nothing(toy_teacher: Path) -> None:
+    reference = load_weights(toy_teacher, "teacher")
+    with torch.no_grad():
+        _, expected = reference(BATCH["img"])
+    raw = load_teacher(toy_teacher, device=torch.device("cpu"))(BATCH["img"])
+    torch.testing.assert_close(raw.scores, expected["scores"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(raw.boxes, expected["boxes"], rtol=1e-3, atol=1e-3)
+    assert [tuple(f.shape) for f in raw.feats] == [tuple(f.shape) for f in expected["feats"]]
+    assert not raw.scores.requires_grad

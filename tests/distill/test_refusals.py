@@ -1,0 +1,239 @@
+"""Bad input to ``python -m distill.yolo``: one line, a non-zero exit, and no folder left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ultralytics.utils import downloads
+
+from distill import yolo
+
+Edit = Callable[[Path], object]
+
+
+@pytest.fixture
+def refuse(toy_data: Path, toy_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command with one thing changed and returns its only line, having checked that nothing was written."""
+
+    def run(**changed: str | Path) -> str:
+        values: dict[str, str | Path] = {
+            "teacher": toy_teacher,
+            "student": "yolov8n.yaml",
+            "data": toy_data,
+            "imgsz": "64",
+            "epochs": "1",
+            "batch": "4",
+            "device": "cpu",
+            "out": tmp_path / "run",
+            **changed,
+        }
+        arguments = [text for name, value in values.items() for text in (f"--{name}", str(value))]
+        assert yolo.main(arguments) == 1
+        captured = capsys.readouterr()
+        lines = captured.err.strip().splitlines()
+        assert captured.out == ""
+        assert lines[-1].startswith("error: ")
+        assert not (tmp_path / "run").exists()
+        assert not [line for line in lines if "Traceback" in line]
+        return lines[-1]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("imgsz", "100", "multiple of 32"),
+        ("imgsz", "big", "whole number"),
+        ("epochs", "0", "at least 1"),
+        ("batch", "-1", "at least 1"),
+        ("temperature", "0", "above 0"),
+        ("seed", "x", "whole number"),
+    ],
+)
+def test_a_value_out_of_range_is_a_usage_error(
+    flag: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        yolo.main([f"--{flag}", value])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        yolo.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("teacher", "student", "data", "epochs", "imgsz", "batch", "device", "seed", "losses", "temperature"):
+        assert f"--{flag}" in text
+
+
+def test_no_teacher_and_no_plain_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert yolo.main([]) == 1
+    assert "--teacher yolov8x.pt" in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_not_there(refuse: Callable[..., str], tmp_path: Path) -> None:
+    error = refuse(teacher=tmp_path / "nowhere.pt")
+    assert "nowhere.pt' not found" in error
+    assert f"put the file at {tmp_path / 'nowhere.pt'}" in error
+
+
+def test_a_published_teacher_without_internet(
+    refuse: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Download failure.\nEnvironment may be offline.")
+
+    monkeypatch.setattr(downloads, "safe_download", offline)
+    monkeypatch.chdir(tmp_path)
+    error = refuse(teacher="yolov8x.pt")
+    assert "could not be downloaded (Download failure. Environment may be offline.)" in error
+    assert f"put the file at {tmp_path / 'yolov8x.pt'}" in error
+
+
+def test_a_published_data_set_without_internet(
+    refuse: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Environment may be offline.")
+
+    monkeypatch.setattr("ultralytics.data.utils.safe_download", offline)
+    monkeypatch.setattr("ultralytics.data.utils.DATASETS_DIR", tmp_path)
+    error = refuse(data="coco128.yaml")
+    assert "'coco128.yaml'" in error
+    assert "offline" in error
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_checkpoint_cut_short(refuse: Callable[..., str], toy_teacher: Path, tmp_path: Path, role: str) -> None:
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(toy_teacher.read_bytes()[:5000])
+    assert f"{role} {cut} is not a loadable" in refuse(**{role: cut})
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04"])
+def test_a_file_that_is_no_checkpoint(refuse: Callable[..., str], tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pt").write_bytes(content)
+    assert "is not a loadable ultralytics checkpoint" in refuse(teacher=tmp_path / "model.pt")
+
+
+def test_a_pickle_of_something_else(refuse: Callable[..., str], tmp_path: Path) -> None:
+    import torch
+
+    for name, content in (("a.pt", {"weights": torch.zeros(3)}), ("b.pt", [1, 2])):
+        torch.save(content, tmp_path / name)
+        assert "is not a loadable ultralytics checkpoint" in refuse(teacher=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"teacher": "yolov8x.onnx"}, "ending in .pt"),
+        ({"student": "yolov8n.onnx"}, "expected a .pt checkpoint"),
+        ({"student": "yolov99n.yaml"}, "not found"),
+        ({"student": "yolov8n-seg.yaml"}, "Segment head"),
+        ({"student": "yolov10n.yaml"}, "end-to-end"),
+        ({"data": "images.zip"}, "expected a .yaml"),
+        ({"data": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"losses": "mimic"}, "known ones are response, ld, feature"),
+        ({"device": "9"}, "device '9'"),
+        ({"device": "tpu"}, "device 'tpu'"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_what_is_expected(
+    refuse: Callable[..., str], changed: dict[str, str], words: str
+) -> None:
+    assert words in refuse(**changed)
+
+
+def test_an_existing_output_is_not_overwritten(
+    toy_teacher: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    arguments = ["--teacher", str(toy_teacher), "--data", str(toy_data), "--student", "yolov8n.yaml"]
+    assert yolo.main([*arguments, "--out", str(tmp_path / "mine")]) == 1
+    assert "never overwritten" in capsys.readouterr().err
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_teacher_of_other_classes_is_refused_with_both_counts(
+    refuse: Callable[..., str], save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    three = save_model(tmp_path / "three.pt", "yolov8n.yaml", ("red", "blue", "green"))
+    error = refuse(teacher=three)
+    assert "teacher knows 3 classes, the student's data has 2" in error
+
+
+def test_a_teacher_of_the_same_classes_in_another_order_is_refused(
+    refuse: Callable[..., str], save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    swapped = save_model(tmp_path / "swapped.pt", "yolov8n.yaml", ("blue", "red"))
+    assert "class 0 is 'blue' for the teacher and 'red' in the data" in refuse(teacher=swapped)
+
+
+def test_a_teacher_with_other_strides_is_refused_with_both(
+    refuse: Callable[..., str], save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    p2 = save_model(tmp_path / "p2.pt", "yolov8n-p2.yaml")
+    assert "strides: (4, 8, 16, 32) and (8, 16, 32)" in refuse(teacher=p2)
+
+
+def test_a_teacher_with_an_end_to_end_head_is_refused(
+    refuse: Callable[..., str], save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert "v10Detect head (end-to-end)" in refuse(teacher=save_model(tmp_path / "v10.pt", "yolov10n.yaml"))
+
+
+def test_a_teacher_with_other_bins_is_refused_with_both(
+    refuse: Callable[..., str], save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    from ultralytics.nn.tasks import yaml_model_load
+
+    config = yaml_model_load("yolov8n.yaml")
+    config["reg_max"] = 8
+    assert "reg_max: 8 and 16" in refuse(teacher=save_model(tmp_path / "bins.pt", config))
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda y: y.write_text("just text"), "not a mapping"),
+        (lambda y: y.write_text("train: [a, b"), "not YAML"),
+        (lambda y: y.write_bytes(b"\xff\xfe\x00names"), "not a text file"),
+        (lambda y: y.write_text("val: images/val\nnames: [red, blue]\n"), "train"),
+        (lambda y: y.write_text("train: images/train\nval: images/val\n"), "names"),
+        (lambda y: y.write_text("train: images/none\nval: images/val\nnames: [red, blue]\n"), "does not exist"),
+        (lambda y: y.write_text("train: images/train\nval: images/none\nnames: [red, blue]\n"), "images/none"),
+        (lambda y: _write(y, "labels/train/0.txt", "2 0.5 0.5 0.1 0.1\n"), "class 2, expected 0 to 1"),
+        (lambda y: _write(y, "labels/val/0.txt", "0.5 0.5 0.5 0.1 0.1\n"), "class 0.5, expected 0 to 1"),
+        (lambda y: _write(y, "labels/train/0.txt", "0 0.5 1.5 0.1 0.1\n"), "coordinate 1.5"),
+        (lambda y: _write(y, "labels/train/0.txt", "0 0.5 nan 0.1 0.1\n"), "coordinate nan"),
+        (lambda y: _write(y, "labels/train/0.txt", "0 0.5 0.1\n"), "3 numbers, expected 5"),
+        (lambda y: _write(y, "labels/train/0.txt", "red 0.5 0.5 0.1 0.1\n"), "not numbers"),
+        (lambda y: [p.unlink() for p in (y.parent / "images/train").iterdir()], "no images for train"),
+        (lambda y: [p.unlink() for p in (y.parent / "labels/train").iterdir()], "no labels beside"),
+    ],
+)
+def test_a_data_set_that_cannot_be_learned_from(
+    refuse: Callable[..., str], toy_copy: Path, edit: Edit, words: str
+) -> None:
+    edit(toy_copy)
+    assert words in refuse(data=toy_copy)
+
+
+def _write(yaml: Path, name: str, text: str) -> None:
+    (yaml.parent / name).write_text(text)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("distill.trainer.write_state", full)
+    assert "No space left on device" in refuse()

@@ -72,8 +72,11 @@ def capture_state(trainer: Any, projectors: nn.Module, batches_since_step: int) 
 def write_state(state: dict[str, Any], path: Path) -> None:
     """Write the state, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    torch.save(state, partial)
-    partial.replace(path)
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:

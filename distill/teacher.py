@@ -121,8 +121,9 @@ def load_weights(path: Path, role: str) -> nn.Module:
     """
     try:
         model, _ = load_checkpoint(path)
-    except (TypeError, RuntimeError, EOFError, AttributeError, ModuleNotFoundError, pickle.UnpicklingError) as error:
-        # ultralytics 8.4.190 turns damage into TypeError, but lets an archive of other contents raise as it falls.
+    except (TypeError, RuntimeError, EOFError, OSError, AttributeError, ImportError, pickle.UnpicklingError) as error:
+        # ultralytics 8.4.190 turns most damage into TypeError and lets the rest fall through: a zip cut inside its
+        # directory is an OSError of torch, another object's pickle an AttributeError.
         reason = " ".join(str(error).split())[:160]
         raise DistillError(
             f"{role} {path} is not a loadable ultralytics checkpoint ({type(error).__name__}: {reason}): "

@@ -128,16 +128,18 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
 
         A kill in between leaves the state of the epoch before, from which this epoch is repeated identically.
         """
-        last, best = Path(self.wdir) / "last.pt", Path(self.wdir) / "best.pt"
-        self.last, self.best = last.with_suffix(".pt.partial"), best.with_suffix(".pt.partial")
+        finals = [Path(self.wdir) / "best.pt", Path(self.wdir) / "last.pt"]
+        partials = [path.with_suffix(".pt.partial") for path in finals]
         try:
+            self.best, self.last = partials
             super().save_model()
+            for partial, final in zip(partials, finals, strict=True):
+                if partial.exists():
+                    partial.replace(final)
         finally:
-            written = [(self.best, best), (self.last, last)]
-            self.last, self.best = last, best
-        for partial, final in written:
-            if partial.exists():
-                partial.replace(final)
+            self.best, self.last = finals
+            for partial in partials:
+                partial.unlink(missing_ok=True)
         write_state(capture_state(self, self.projectors, self._batches_since_step), self.state_file)
         return True
 

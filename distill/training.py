@@ -49,7 +49,7 @@ def new_run(recipe: Recipe, data: DataSet, out: Path) -> Path:
         write_recipe(recipe, out)
         metrics = _train(recipe, out, _settings(recipe, out))
     finally:
-        if resumable_epoch(out) is None and not (out / "train" / "weights" / "best.pt").exists():
+        if resumable_epoch(out) is None:
             shutil.rmtree(out, ignore_errors=True)
     return _finish(out, recipe, data, metrics)
 
@@ -97,13 +97,15 @@ def resumable_epoch(out: Path) -> int | None:
 def check_device(device: str) -> None:
     """Refuse a device that this machine does not have, before anything is written."""
     try:
-        select_device(device, verbose=False)
-    except (ValueError, RuntimeError) as error:
+        found = select_device(device, verbose=False)
+    except (ValueError, RuntimeError):
+        found = None
+    if not isinstance(found, torch.device):  # ultralytics 8.4.190 hands "tpu" back as a string
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise DistillError(
             f"device {device!r} is not here: this machine has the cpu and {count} CUDA devices; give --device cpu"
             + (" or --device 0" if count else "")
-        ) from error
+        )
 
 
 def _same_teacher(recipe: Recipe, teacher: str | None) -> Recipe:

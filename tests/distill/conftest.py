@@ -67,8 +67,9 @@ def _save_model(path: Path, config: str | dict[str, Any], classes: tuple[str, ..
     torch.manual_seed(7)
     model = DetectionModel(config, nc=len(classes), verbose=False)
     model.names = dict(enumerate(classes))
-    for branch in getattr(model.model[-1], "cv3", None) or ():
-        torch.nn.init.normal_(branch[-1].bias, std=2.0)  # untrained scores are all near 0: nothing to teach
+    for kind in ("cv2", "cv3"):  # an untrained head says nearly nothing: there would be nothing to teach
+        for branch in getattr(model.model[-1], kind, None) or ():
+            torch.nn.init.normal_(branch[-1].bias, std=2.0)
     torch.save({"model": model.half(), "train_args": {}, "epoch": -1}, path)
     return path
 

@@ -226,13 +226,17 @@ def _labels(points: Sequence[Point], plot: _Axes) -> list[str]:
     for point, (x, y) in zip(points, centres, strict=True):
         length = len(point.label) * _CHARACTER
         # Above the line first: the front runs to the right of a point and upwards from the next.
-        beside = [(x + 7, y - 12), (x + 11, y), (x - 11 - length, y), (x - length - 5, y - 12)]
-        for left, centre in [*beside, (x - length / 2, y - 17), (x - length / 2, y + 17), (x + 7, y + 13)]:
+        places = (("start", x + 6, y - 15), ("start", x + 11, y), ("end", x - 11, y), ("end", x - 6, y - 15))
+        for anchor, side, centre in (*places, ("start", x + 6, y + 15), ("end", x - 6, y + 15)):
+            left = side if anchor == "start" else side - length
             box = (left - 3, centre - _LINE / 2, left + length + 3, centre + _LINE / 2)
             inside = box[0] >= plot.left and box[2] <= plot.right and box[1] >= plot.top and box[3] <= plot.bottom
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                written.append(f'<text class="label" x="{left:.1f}" y="{centre + 4:.1f}">{escape(point.label)}</text>')
+                written.append(
+                    f'<text class="label" x="{side:.1f}" y="{centre + 4:.1f}" text-anchor="{anchor}">'
+                    f"{escape(point.label)}</text>"
+                )
                 break
     return written
 

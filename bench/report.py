@@ -163,7 +163,8 @@ def _detections(rows: Sequence[Row]) -> list[tuple[str, DetectionsFile]]:
 def _bundle_path(rows: Sequence[Row]) -> str:
     """Where the fastest bundle lies, as far as is known here."""
     fastest = min(rows, key=lambda row: (row.emulated, row.p50_s))
-    return str(fastest.result.bundle.get("path") or Path("runs/deploy") / fastest.bundle)
+    path = Path(str(fastest.result.bundle.get("path") or Path("runs/deploy") / fastest.bundle))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 if __name__ == "__main__":

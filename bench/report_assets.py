@@ -23,6 +23,7 @@ p { margin: .3rem 0 .8rem; max-width: 100ch; }
 code, pre { font: .84rem/1.5 ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { margin: 0; padding: .6rem .8rem; background: var(--card); border-radius: 6px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
+pre + pre { margin-top: .4rem; }
 .lead { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .1rem 1.5rem;
   margin: 1rem 0 0; }
 .lead div { padding: .35rem 0; }
@@ -63,7 +64,7 @@ svg .point { outline: none; }
 .plot .point:hover .dot, .plot .point:focus .dot { stroke: var(--ink); stroke-width: 2; }
 .engine-onnx { fill: var(--onnx); } .engine-openvino { fill: var(--openvino); }
 .engine-tflite { fill: var(--tflite); } .engine-other { fill: var(--other); }
-.plot { width: 100%; height: auto; max-width: 860px; display: block; }
+.plot { width: 100%; height: auto; max-width: 1120px; display: block; }
 .plot-narrow { display: none; }
 figure { margin: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .3rem 0 0; padding: 0; list-style: none; }
@@ -73,7 +74,7 @@ figure { margin: 0; }
 .small .beyond { fill: var(--tflite); }
 .small .mark { stroke: var(--tflite); stroke-width: 1.5; }
 .small text { font-size: 11px; }
-.latency { display: grid; grid-template-columns: minmax(150px, 1.1fr) 2.2fr 1.6fr 1.6fr; gap: .4rem 1.4rem;
+.latency { display: grid; grid-template-columns: minmax(200px, 1.3fr) 2.2fr 1.6fr 1.6fr; gap: .4rem 1.4rem;
   align-items: start; padding: .8rem 0; border-bottom: 1px solid var(--line); }
 .latency .name { overflow-wrap: anywhere; }
 .stages { display: flex; height: 18px; border-radius: 3px; overflow: hidden; min-width: 2px; }
@@ -90,18 +91,21 @@ i.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; ma
 .tile.wide img { max-width: 900px; }
 .tile figcaption { padding-top: .25rem; overflow-wrap: anywhere; } .tile figcaption b { color: var(--ink); }
 .facts { width: 100%; table-layout: auto; } .facts th, .facts td { text-align: left; white-space: normal;
-  vertical-align: top; overflow-wrap: anywhere; } .facts th { font-weight: 400; color: var(--soft); width: 15rem; }
+  vertical-align: top; overflow-wrap: anywhere; } .facts tbody th { font-weight: 400;
+  color: var(--soft); width: 15rem; } .facts td { min-width: 9rem; }
 details { margin: .6rem 0; border: 1px solid var(--line); border-radius: 8px; padding: .3rem .9rem; }
 summary { cursor: pointer; padding: .3rem 0; font-weight: 600; overflow-wrap: anywhere; }
 #tip { position: absolute; z-index: 2; pointer-events: none; background: var(--ink); color: var(--paper);
   padding: .45rem .65rem; border-radius: 6px; font-size: .82rem; line-height: 1.4; white-space: pre-line;
   max-width: 20rem; }
 footer { margin-top: 3rem; }
-@media (max-width: 760px) {
+@media screen and (max-width: 760px) {
   body { padding: 1.2rem .9rem 3rem; }
   .plot-wide { display: none; } .plot-narrow { display: block; }
-  .latency { grid-template-columns: 1fr; } .small { max-width: none; }
-  .facts th { width: 8.5rem; }
+  .latency { grid-template-columns: 1fr; } .small { max-width: 430px; }
+  .facts tbody th { width: 8.5rem; }
+  .best-of { grid-template-columns: 1fr 1fr; gap: .5rem; } .best-of b { font-size: 1.15rem; }
+  td[data-key=bundle], .classes td.text { position: sticky; left: 0; background: var(--paper); }
   .tiles { grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); }
 }
 @media print {
@@ -109,8 +113,9 @@ footer { margin-top: 3rem; }
   body { max-width: none; padding: 0; font-size: 9.5pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   th, td { padding: .2rem .3rem; } table { font-size: 7pt; } .scroll { overflow: visible; }
   th button::after, #tip { display: none; } .tiles { grid-template-columns: repeat(4, 1fr); }
-  .tile, .latency, tr, .best-of div { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  .plot-wide { display: block; } .plot-narrow { display: none; }
+  p, .tile, .latency, tr, .best-of div { break-inside: avoid; } details:not([open]) { display: none; }
+  h2, h3, h2 + p { break-after: avoid; }
+  .small { max-width: none; } .latency { grid-template-columns: 1.2fr 1.8fr 1.5fr 1.5fr; gap: .3rem .9rem; }
 }
 """
 

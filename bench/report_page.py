@@ -167,7 +167,7 @@ def _plot_section(rows: Sequence[Row], names: Sequence[str]) -> str:
         return ""
     kinds = dict.fromkeys((point.engine, point.precision) for point in points)
     legend = "".join(f"<li>{legend_mark(*kind)}{escape(' '.join(kind))}</li>" for kind in kinds)
-    plots = (("plot-wide", 860, 400), ("plot-narrow", 380, 340))
+    plots = (("plot-wide", 1120, 420), ("plot-narrow", 380, 340))
     drawn = "".join(f'<div class="{name}">{accuracy_plot(points, *size)}</div>' for name, *size in plots)
     return (
         "<section><h2>Accuracy against latency</h2>"

@@ -12,6 +12,7 @@ from bench.rows import Row, figure_text, percent_text
 from bench.samples import SHOWN_IOU, SHOWN_SCORE, Sample, Tile
 
 _MANY_CLASSES = 20
+_MACHINE_FIRST = ("model", "processor", "architecture", "cores", "memory", "system", "kernel")
 _STAGES = (("pre", "preprocess"), ("inf", "inference"), ("post", "postprocess"))
 
 
@@ -35,8 +36,8 @@ def latency_section(rows: Sequence[Row], names: Sequence[str]) -> str:
     return (
         '<section><h2>Where the time goes</h2><p class="stage-text soft">Median of each stage: '
         f"{keys}</p>"
-        '<p class="soft">Middle: distribution of all samples, lines at p50, p90 and p99, each on its own scale. '
-        f"Right: the same samples in the order taken, from least to greatest.</p>{''.join(parts)}</section>"
+        '<p class="soft">First plot: distribution of all samples, lines at p50, p90 and p99, each on its own scale. '
+        f"Second: the same samples in the order taken, from least to greatest.</p>{''.join(parts)}</section>"
     )
 
 
@@ -127,12 +128,30 @@ def _tile(tile: Tile, sample: Sample) -> str:
 
 
 def machine_section(rows: Sequence[Row]) -> str:
-    """Facts of every device, as its own process read them."""
-    parts = []
-    for device in dict.fromkeys(row.device for row in rows):
-        machine = next(row.result.machine for row in rows if row.device == device)
-        parts.append(f"<h3>{escape(device)}</h3>{_facts_table(flat_facts(machine))}")
-    return f"<section><h2>Machines</h2>{''.join(parts)}</section>"
+    """Facts of every device, one column each, as its own process read them."""
+    devices = list(dict.fromkeys(row.device for row in rows))
+    facts = [machine_lines(next(row.result.machine for row in rows if row.device == device)) for device in devices]
+    names = list(dict.fromkeys(name for known in facts for name in known))
+    headings = "".join(f'<th scope="col">{escape(device)}</th>' for device in devices)
+    lines = ""
+    for name in names:
+        cells = "".join(f"<td>{escape(known.get(name, '-'))}</td>" for known in facts)
+        lines += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+    return (
+        '<section><h2>Machines</h2><div class="scroll"><table class="facts"><thead><tr><td></td>'
+        f"{headings}</tr></thead><tbody>{lines}</tbody></table></div></section>"
+    )
+
+
+def machine_lines(machine: Mapping[str, Any]) -> dict[str, str]:
+    """What a machine is, then what changes while it runs, as it was before and after the measurement."""
+    lines = dict(flat_facts({key: value for key, value in machine.items() if key not in ("before", "after")}))
+    known = {name: lines.pop(name) for name in _MACHINE_FIRST if name in lines} | lines
+    before, after = (dict(flat_facts(machine.get(when) or {})) for when in ("before", "after"))
+    for name in dict.fromkeys([*before, *after]):
+        first, last = before.get(name, "-"), after.get(name, "-")
+        known[name] = first if first == last else f"{first} before, {last} after"
+    return known
 
 
 def run_section(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -173,11 +192,16 @@ def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
         elif isinstance(value, bool):
             lines.append((name, "yes" if value else "no"))
         elif isinstance(value, (int, float)) and name.endswith(("_bytes", "_hz")):
-            name, _, unit = name.rpartition("_")
-            lines.append((name, f"{value / 1e6:,.1f} {'MB' if unit == 'bytes' else 'MHz'}"))
+            lines.append((name.rpartition("_")[0], _quantity_text(value, name.rpartition("_")[2])))
         elif value is not None and value != "":
             lines.append((name, str(value)))
     return [(name.replace("_", " "), text) for name, text in lines]
+
+
+def _quantity_text(value: float, unit: str) -> str:
+    if unit == "hz":
+        return f"{value / 1e6:,.0f} MHz"
+    return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value:,} bytes"
 
 
 def _facts_table(facts: Sequence[tuple[str, str]]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def result_row(result: Result, folder: Path) -> Row:
         BenchError: a field that every result has is absent or of another kind.
     """
     try:
+        _check_kinds(result)
         summary = result.summary()
         height, width = result.bundle["imgsz"]
         threads = result.protocol.get("threads")
@@ -208,6 +210,22 @@ def result_row(result: Result, folder: Path) -> Row:
         raise BenchError(
             f"the result in {folder} is incomplete ({type(error).__name__}: {error}): run the bench again"
         ) from error
+
+
+def _check_kinds(result: Result) -> None:
+    """Refuse a result whose fields are of a kind that no bench wrote, before any of them is used."""
+    for name in ("bundle", "machine", "protocol", "executed", "tools"):
+        if not isinstance(getattr(result, name), Mapping):
+            raise TypeError(f"{name} is {type(getattr(result, name)).__name__}, expected names and values")
+    if not isinstance(result.created, str):
+        raise TypeError(f"created is {result.created!r}, expected a time")
+    total = result.latency.total_s()
+    if not total or not all(0 < seconds < math.inf for seconds in (*total, float(result.first_inference_s))):
+        raise ValueError("latency samples are missing or not positive numbers")
+    if result.accuracy is not None:
+        figures = [result.accuracy.map50_95, result.accuracy.map50, *result.accuracy.per_class.values()]
+        if not all(0.0 <= figure <= 1.0 for figure in figures):
+            raise ValueError("an accuracy is not within 0..1")
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:

@@ -21,7 +21,7 @@ from deploy.runtime.draw import class_colour
 
 SHOWN_SCORE = 0.25
 SHOWN_IOU = 0.5
-_TILE = 480  # px of the longer side
+_TILE = 560  # px of the longer side
 _QUALITY = 72
 
 

@@ -1,0 +1,147 @@
+"""From a student to a bundle: calibration list, compiling, manifest, verification, in that order."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from deploy.bundle import MANIFEST_NAME, Bundle, Manifest, sha256_file
+from deploy.calibration import YAML_SUFFIXES, CalibrationList, choose_calibration
+from deploy.cli import log, whole_folder
+from deploy.errors import CalibrationError, ExportError
+from deploy.steps import step
+from deploy.student import Student
+from deploy.target import Compiled, Job, Target
+
+DEFAULT_CALIBRATION_IMAGES = 128
+DEFAULT_MAX_DROP_POINTS = 2.0
+VERIFY_IMAGES = 64  # at most, so that it stays a matter of seconds
+FALLBACK_IMGSZ = 640
+
+
+def build_bundle(
+    target: Target,
+    student: Student,
+    out: Path,
+    *,
+    precision: str = "fp32",
+    imgsz: int | None = None,
+    calibration: Path | None = None,
+    calibration_images: int = DEFAULT_CALIBRATION_IMAGES,
+    verify: bool = True,
+    max_drop_points: float = DEFAULT_MAX_DROP_POINTS,
+) -> Bundle:
+    """Compile a student into a bundle and verify it.
+
+    Args:
+        target: the format.
+        student: what to compile.
+        out: the bundle folder to make; must not exist.
+        precision: "fp32", "fp16" or "int8".
+        imgsz: side of the input in pixels; default that of the training, else 640.
+        calibration: a data.yaml or a folder of images; default the student's own training images.
+        calibration_images: how many of them at most.
+        verify: measure the bundle against the student, where a validation set is known.
+        max_drop_points: largest loss of mAP50-95 in points (0..100) that is accepted.
+
+    Raises:
+        DeployError: the student, the calibration images or the data set cannot be used, or the bundle loses more
+            than is allowed. Nothing is left at `out` then.
+    """
+    _require(target)
+    from deploy.graph import check_imgsz, load_graph
+
+    if out.exists():
+        raise ExportError(f"{out} already exists: choose another --out or remove it")
+    images = None
+    if precision == "int8":
+        images = _calibration_list(student, calibration, calibration_images)
+    with step(f"loading {student.checkpoint.name} of {student.name}"):
+        graph = load_graph(student.checkpoint)
+    size = check_imgsz(imgsz or student.imgsz or graph.trained_imgsz or FALLBACK_IMGSZ)
+    validation = _validation_yaml(student, calibration)
+    with whole_folder(out) as folder:
+        job = Job(graph, precision, size, images, folder)
+        count = f", calibrated on {len(images)} images" if images else ""
+        with step(f"compiling for {target.engine}, {precision}, {size} px{count}"):
+            compiled = target.compile(job)
+        manifest = _manifest(target, student, job, compiled, validation)
+        _write(manifest, folder)
+        if verify and validation is None:
+            log("not verified: no validation set is known (give --calibration a data.yaml)")
+        elif verify and validation is not None:
+            from deploy.verify import verify_bundle
+
+            verified = verify_bundle(Bundle.open(folder), graph, validation, VERIFY_IMAGES, max_drop_points)
+            _write(replace(manifest, verified=verified), folder)
+    return Bundle.open(out)
+
+
+def _require(target: Target) -> None:
+    packages = {"torch": "torch", "ultralytics": "ultralytics", "yaml": "pyyaml", **target.packages}
+    missing = [distribution for module, distribution in packages.items() if find_spec(module) is None]
+    if missing:
+        raise ExportError(
+            f"compiling for {target.engine} needs {', '.join(missing)}, which is not installed: "
+            "pip install 'edge-distill[train]'"
+        )
+
+
+def _calibration_list(student: Student, source: Path | None, count: int) -> CalibrationList:
+    own = student.data_yaml
+    if source is None and own is None:
+        raise CalibrationError(
+            f"{student.checkpoint} has no student.json that names its training images: "
+            "give --calibration a data.yaml or a folder of training images"
+        )
+    if source is None and own is not None and not own.is_file():
+        raise CalibrationError(
+            f"the student's data set {own} does not exist: give --calibration a data.yaml or a folder"
+        )
+    known = [own] if own is not None and own.is_file() else []
+    if own is not None and not known:
+        log(f"the student's data set {own} is gone: its validation images cannot be kept out of the calibration")
+    images = choose_calibration(source or known[0], count, known)
+    if images.in_validation:
+        log(
+            f"warning: {images.source} validates on its training images, so {images.in_validation} calibration "
+            "images are validation images: its accuracy is no measure"
+        )
+    return images
+
+
+def _validation_yaml(student: Student, calibration: Path | None) -> Path | None:
+    if student.data_yaml is not None and student.data_yaml.is_file():
+        return student.data_yaml
+    return calibration if calibration is not None and calibration.suffix in YAML_SUFFIXES else None
+
+
+def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, validation: Path | None) -> Manifest:
+    tools = {"python": platform.python_version()}
+    for distribution in ("torch", "ultralytics", *target.packages.values()):
+        tools[distribution] = version(distribution)
+    with suppress(PackageNotFoundError):  # run from a checkout that is not installed
+        tools["edge-distill"] = version("edge-distill")
+    data_yaml = student.data_yaml or validation
+    return Manifest(
+        engine=target.engine,
+        precision=job.precision,
+        files={file.name: sha256_file(file) for file in sorted(job.folder.iterdir())},
+        model_file=compiled.model_file,
+        input=compiled.input,
+        outputs=compiled.outputs,
+        reg_max=job.graph.reg_max,
+        class_names=job.graph.class_names,
+        student=student.origin(job.graph.parameters),
+        tools=tools,
+        calibration=None if job.calibration is None else job.calibration.record(),
+        data_yaml=None if data_yaml is None else str(data_yaml.resolve()),
+    )
+
+
+def _write(manifest: Manifest, folder: Path) -> None:
+    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")

@@ -1,0 +1,106 @@
+"""The command line that the three targets share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.build import DEFAULT_CALIBRATION_IMAGES, DEFAULT_MAX_DROP_POINTS, build_bundle
+from deploy.calibration import YAML_SUFFIXES
+from deploy.cli import log, run_command, unused_path
+from deploy.student import find_student
+from deploy.target import Target
+
+
+def run_target(target: Target, argv: Sequence[str] | None) -> int:
+    """The command line of a target; returns the exit code."""
+    parser = _parser(target)
+    arguments = parser.parse_args(argv)
+    if arguments.calibration and arguments.precision != "int8" and arguments.calibration.suffix not in YAML_SUFFIXES:
+        parser.error("--calibration with a folder of images is of use with --int8 alone")
+    return run_command(lambda: _deploy(target, arguments))
+
+
+def _deploy(target: Target, arguments: argparse.Namespace) -> int:
+    student = find_student(arguments.student)
+    default = Path("runs/deploy") / f"{student.name}-{target.engine}-{arguments.precision}"
+    bundle = build_bundle(
+        target,
+        student,
+        arguments.out or unused_path(default),
+        precision=arguments.precision,
+        imgsz=arguments.imgsz,
+        calibration=arguments.calibration,
+        calibration_images=arguments.calibration_images,
+        verify=not arguments.no_verify,
+        max_drop_points=arguments.max_drop,
+    )
+    if arguments.json:
+        fields = {"bundle": str(bundle.path), "size_bytes": bundle.size_bytes}
+        sys.stdout.write(json.dumps({**fields, "manifest": json.loads(bundle.manifest.to_json())}) + "\n")
+    else:
+        sys.stdout.write(f"{bundle.path}\n")
+    log("next: python bench/run.py")
+    return 0
+
+
+def _parser(target: Target) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m deploy.{target.engine}",
+        description=f"Compile a student into a verified {target.engine} bundle.",
+    )
+    parser.add_argument(
+        "--student",
+        type=Path,
+        help="student folder, run folder, or .pt checkpoint (default: the newest student below runs/)",
+    )
+    precision = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("int8", "8-bit weights and activations, calibrated on training images"),
+        ("fp16", "16-bit weights"),
+    ):
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
+    parser.set_defaults(precision="fp32")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="data.yaml, whose train split calibrates, or a folder of images (default: the student's training images)",
+    )
+    parser.add_argument(
+        "--calibration-images",
+        type=_positive,
+        default=DEFAULT_CALIBRATION_IMAGES,
+        metavar="N",
+        help="how many of them at most, chosen evenly (default: %(default)s)",
+    )
+    parser.add_argument("--imgsz", type=_positive, help="side of the input in pixels (default: the student's)")
+    parser.add_argument(
+        "--out", type=Path, help="bundle folder to make (default: runs/deploy/STUDENT-ENGINE-PRECISION)"
+    )
+    parser.add_argument("--no-verify", action="store_true", help="do not measure the bundle against the student")
+    parser.add_argument(
+        "--max-drop",
+        type=_points,
+        default=DEFAULT_MAX_DROP_POINTS,
+        metavar="POINTS",
+        help="refuse a bundle that loses more mAP50-95 than this, in points (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON instead of the bundle's path")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _points(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 100.0:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0..100 points")
+    return value

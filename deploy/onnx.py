@@ -1,0 +1,160 @@
+"""`python -m deploy.onnx`: a student as an ONNX bundle for ONNX Runtime."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.command import run_target
+from deploy.target import Compiled, Job, Target, input_spec
+
+MODEL_FILE = "model.onnx"
+PIXELS = "pixels"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_target(TARGET, argv)
+
+
+def compile_onnx(job: Job) -> Compiled:
+    """The graph with uint8 pixels (1, height, width, 3) as input, normalised inside."""
+    import onnx
+
+    from deploy.graph import export_onnx
+
+    model = export_onnx(job.graph, job.imgsz)
+    if job.precision == "int8":
+        model = _quantize(model, job)
+        _feed_pixels_to_quantized(model, job.imgsz)
+    else:
+        if job.precision == "fp16":
+            model = _halve(model)
+        _feed_pixels(model, job.imgsz)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, job.folder / MODEL_FILE)
+    return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs)
+
+
+def _quantize(model: Any, job: Job) -> Any:
+    """Static quantization with QDQ pairs: unsigned activations, signed weights per channel.
+
+    Signed activations run four times slower on x86. An activation's range is the mean over the calibration images of
+    each image's least and greatest value: the greatest over all images leaves too coarse a step for the rest. The
+    last convolutions, whose outputs are the raw tensors, stay float: their outputs would need QDQ pairs that clip high
+    scores.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    from deploy.graph import INPUT_NAME
+
+    last = [node.name for node in model.graph.node if _output_names(model) & set(node.output)]
+    with TemporaryDirectory() as folder:
+        source, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        quantize_static(
+            source,
+            quantized,
+            _CalibrationReader(job),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            nodes_to_exclude=last,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "CalibMovingAverage": True,
+                # Pixels are 0..1 whatever the images: then the quantized input is the pixel itself.
+                "TensorQuantOverrides": {INPUT_NAME: [{"rmin": np.float32(0), "rmax": np.float32(1)}]},
+            },
+        )
+        return onnx.load(quantized)
+
+
+class _CalibrationReader:
+    """The calibration images in the form that ONNX Runtime's calibrators read."""
+
+    def __init__(self, job: Job) -> None:
+        self._inputs: Iterator[NDArray[np.float32]] = job.calibration_images.inputs(job.imgsz)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        """The next input, or None at the end."""
+        from deploy.graph import INPUT_NAME
+
+        images = next(self._inputs, None)
+        return None if images is None else {INPUT_NAME: images}
+
+
+def _halve(model: Any) -> Any:
+    """Weights and arithmetic in float16; the raw outputs stay float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    halved = OnnxModel(convert_float_to_float16(model, keep_io_types=True))
+    halved.topological_sort()  # the converter appends its casts at the end
+    return halved.model
+
+
+def _feed_pixels(model: Any, imgsz: int) -> None:
+    """Put transpose, cast and scaling of uint8 pixels in front of a float graph, in place."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    from deploy.graph import INPUT_NAME
+
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.float32(1 / 255), "pixel_scale"))
+    front = [
+        helper.make_node("Transpose", [PIXELS], ["pixels_nchw"], "pixels_transpose", perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["pixels_nchw"], ["pixels_float"], "pixels_cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["pixels_float", "pixel_scale"], [INPUT_NAME], "pixels_scale"),
+    ]
+    _replace_input(model, imgsz, front)
+
+
+def _feed_pixels_to_quantized(model: Any, imgsz: int) -> None:
+    """Let uint8 pixels take the place of the quantized input, in place: at scale 1/255 they are the same numbers."""
+    from onnx import helper, numpy_helper
+
+    from deploy.graph import INPUT_NAME
+
+    graph = model.graph
+    (quantize,) = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == INPUT_NAME]
+    scale, zero_point = (
+        numpy_helper.to_array(next(tensor for tensor in graph.initializer if tensor.name == name))
+        for name in quantize.input[1:]
+    )
+    assert np.isclose(scale, 1 / 255, rtol=1e-6), scale
+    assert zero_point == 0, zero_point
+    front = [helper.make_node("Transpose", [PIXELS], [quantize.output[0]], "pixels_transpose", perm=[0, 3, 1, 2])]
+    graph.node.remove(quantize)
+    _replace_input(model, imgsz, front)
+
+
+def _replace_input(model: Any, imgsz: int, front: list[Any]) -> None:
+    from onnx import TensorProto, helper
+
+    pixels = helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, [1, imgsz, imgsz, 3])
+    model.graph.input[0].CopyFrom(pixels)
+    for node in reversed(front):
+        model.graph.node.insert(0, node)
+
+
+def _output_names(model: Any) -> set[str]:
+    return {output.name for output in model.graph.output}
+
+
+TARGET = Target(
+    engine="onnx",
+    packages={"onnx": "onnx", "onnxslim": "onnxslim", "onnxruntime": "onnxruntime"},
+    compile=compile_onnx,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""`python -m deploy.openvino`: a student as an OpenVINO IR bundle."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from deploy.calibration import network_input
+from deploy.command import run_target
+from deploy.target import Compiled, Job, Target, input_spec
+
+MODEL_FILE = "model.xml"
+PIXELS = "pixels"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_target(TARGET, argv)
+
+
+def compile_openvino(job: Job) -> Compiled:
+    """The graph with uint8 pixels (1, height, width, 3) as input, normalised inside."""
+    import openvino
+
+    from deploy.graph import export_onnx
+
+    # From bytes, so that no path of this machine is written into the model.
+    model = openvino.Core().read_model(export_onnx(job.graph, job.imgsz).SerializeToString())
+    if job.precision == "int8":
+        model = _quantize(model, job)
+    model = _with_pixel_input(model)
+    openvino.save_model(model, job.folder / MODEL_FILE, compress_to_fp16=job.precision == "fp16")
+    return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs)
+
+
+def _quantize(model: Any, job: Job) -> Any:
+    """Post-training quantization by NNCF: weights symmetric per channel, activations asymmetric (preset MIXED)."""
+    import nncf
+
+    images = job.calibration_images.images
+    return nncf.quantize(
+        model,
+        nncf.Dataset(images, lambda image: network_input(image, job.imgsz)),
+        preset=nncf.QuantizationPreset.MIXED,
+        target_device=nncf.TargetDevice.CPU,
+        subset_size=len(images),
+    )
+
+
+def _with_pixel_input(model: Any) -> Any:
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(model)
+    steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    steps.input().model().set_layout(openvino.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
+    built = steps.build()
+    built.input().set_names({PIXELS})
+    return built
+
+
+TARGET = Target(
+    engine="openvino",
+    packages={"onnx": "onnx", "onnxslim": "onnxslim", "openvino": "openvino", "nncf": "nncf"},
+    compile=compile_openvino,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

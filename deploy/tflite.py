@@ -1,0 +1,155 @@
+"""`python -m deploy.tflite`: a student as a TFLite bundle for LiteRT."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from deploy.bundle import OutputSpec
+from deploy.command import run_target
+from deploy.errors import ExportError
+from deploy.runtime import default_threads
+from deploy.target import Compiled, Job, Target, input_spec
+
+MODEL_FILE = "model.tflite"
+SIGNATURE = "serving_default"
+
+# Score 0.98: keeps high scores apart even if the calibration images hold no clear object.
+CLASS_LOGIT_CEILING = 4.0
+
+Ranges = Mapping[str, Mapping[str, Any]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run_target(TARGET, argv)
+
+
+def compile_tflite(job: Job) -> Compiled:
+    """The graph with pixels (1, height, width, 3): float32 in 0..1, or int8 (pixel - 128) for int8."""
+    model = _convert(job)
+    outputs = _outputs(model, job)
+    if job.precision == "int8":
+        model = _quantize(model, job, outputs)
+    elif job.precision == "fp16":
+        model = _halve(model)
+    (job.folder / MODEL_FILE).write_bytes(model)
+    dtype = "int8" if job.precision == "int8" else "float32"
+    return Compiled(MODEL_FILE, input_spec(job, _details(model)[0][0]["name"], layout="NHWC", dtype=dtype), outputs)
+
+
+def _convert(job: Job) -> bytes:
+    import litert_torch
+    import torch
+
+    from deploy.graph import ChannelsLast
+
+    example = (torch.zeros(1, job.imgsz, job.imgsz, 3),)
+    converted = litert_torch.convert(ChannelsLast(job.graph.network).eval(), example)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / MODEL_FILE
+        converted.export(str(file))
+        return file.read_bytes()
+
+
+def _quantize(model: bytes, job: Job, outputs: tuple[OutputSpec, ...]) -> bytes:
+    """Static quantization: int8 activations per tensor, int8 weights per channel, int8 input and outputs."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    static_int8 = recipe.static_wi8_ai8()
+    ranges = _fix_ranges(_measure_ranges(model, job, static_int8), _details(model)[0][0]["name"], outputs)
+    worker = quantizer.Quantizer(model, static_int8)
+    result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    return bytes(result.quantized_model)
+
+
+def _measure_ranges(model: bytes, job: Job, quantization_recipe: Any) -> list[Ranges]:
+    """Per calibration image: tensor name to its least and greatest value."""
+    from ai_edge_quantizer import calibrator, recipe_manager
+
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(quantization_recipe)
+    worker = calibrator.Calibrator(model, num_threads=default_threads())
+    measured = []
+    for images in job.calibration_images.inputs(job.imgsz):
+        # One image at a time: the library's own average over images weighs the first one most.
+        worker.reset_model_qsvs()
+        worker.calibrate({SIGNATURE: [{"args_0": np.ascontiguousarray(images.transpose(0, 2, 3, 1))}]}, manager)
+        measured.append(worker.get_model_qsvs())
+    return measured
+
+
+def _fix_ranges(measured: list[Ranges], input_name: str, outputs: tuple[OutputSpec, ...]) -> Ranges:
+    """One range per tensor: the mean of the images' extremes, and what is known beforehand of input and outputs."""
+    from deploy.graph import CLASS_LOGIT_FLOOR
+
+    ranges: dict[str, dict[str, Any]] = {}
+    for name in measured[0]:
+        lows, highs = (np.stack([image[name][end] for image in measured]) for end in ("min", "max"))
+        ranges[name] = {
+            "min": lows.mean(axis=0, dtype=np.float64).astype(np.float32),
+            "max": highs.mean(axis=0, dtype=np.float64).astype(np.float32),
+        }
+    pixels = ranges[input_name]
+    ranges[input_name] = {"min": np.zeros_like(pixels["min"]), "max": np.ones_like(pixels["max"])}
+    for output in outputs:
+        # Nothing computes on the outputs, so that nothing gains from a finer step there: do not clip them.
+        low = np.min([image[output.name]["min"] for image in measured], axis=0)
+        high = np.max([image[output.name]["max"] for image in measured], axis=0)
+        if output.meaning == "class":  # the 255 steps are spent on scores that matter
+            low, high = np.maximum(low, CLASS_LOGIT_FLOOR), np.maximum(high, CLASS_LOGIT_CEILING)
+        ranges[output.name] = {"min": low.astype(np.float32), "max": high.astype(np.float32)}
+    return ranges
+
+
+def _halve(model: bytes) -> bytes:
+    """Weights stored in float16; the runtime computes in what suits the processor."""
+    from ai_edge_quantizer import quantizer, recipe_manager
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    manager = recipe_manager.RecipeManager()
+    manager.add_weight_only_config(".*", "*", 16, algorithm_key=AlgorithmName.FLOAT_CASTING)
+    worker = quantizer.Quantizer(model, manager.get_quantization_recipe())
+    return bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
+
+
+def _outputs(model: bytes, job: Job) -> tuple[OutputSpec, ...]:
+    """The graph's outputs by their names in the model, which numbers them in order."""
+    names = {detail["name"]: detail for detail in _details(model)[1]}
+    found = []
+    for index, output in enumerate(job.graph.outputs):
+        name = f"{SIGNATURE}_output_{index}_output"
+        cells = job.imgsz // output.stride
+        expected = [1, cells, cells, output.channels]
+        met = names[name]["shape"].tolist() if name in names else f"only {', '.join(names)}"
+        if met != expected:
+            raise ExportError(f"the converted model has {met} for {name}, expected {expected}: check litert-torch")
+        found.append(replace(output, name=name, layout="NHWC"))
+    return tuple(found)
+
+
+def _details(model: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=model)
+    return interpreter.get_input_details(), interpreter.get_output_details()
+
+
+TARGET = Target(
+    engine="tflite",
+    packages={
+        "litert_torch": "litert-torch",
+        "ai_edge_quantizer": "ai-edge-quantizer",
+        "ai_edge_litert": "ai-edge-litert",
+    },
+    compile=compile_tflite,
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
+from ultralytics.utils import DATASETS_DIR
+from ultralytics.utils.checks import check_file
 
 from distill.errors import DistillError
 
@@ -77,6 +79,11 @@ def _resolve(name: str) -> dict[str, Any]:
         raise DistillError(f"data {name!r} is not YAML ({_one_line(error)}): correct the file") from error
     except UnicodeDecodeError as error:
         raise DistillError(f"data {name!r} is not a text file: expected YAML in UTF-8") from error
+    except ConnectionError as error:
+        raise DistillError(
+            f"data set {name!r} is not here and could not be downloaded: "
+            f"put its images and labels into {_expected_folder(name)}, or give --data another yaml"
+        ) from error
     except (OSError, SyntaxError, TypeError, KeyError, ValueError) as error:
         # What ultralytics 8.4.190 raises for a missing file, key or folder, a wrong type, or a failed download.
         raise DistillError(
@@ -84,6 +91,12 @@ def _resolve(name: str) -> dict[str, Any]:
             "or give --data another yaml"
         ) from error
     return description
+
+
+def _expected_folder(name: str) -> Path:
+    """Where ultralytics looks for the images of a data set that it knows how to download."""
+    described = yaml.safe_load(Path(check_file(name)).read_text("utf-8"))
+    return Path(DATASETS_DIR / str(described.get("path", "")))
 
 
 def _list_images(where: str | list[str], name: str, split: str) -> list[Path]:
@@ -145,4 +158,4 @@ def _check_label(lines: Iterable[str], path: Path, classes: int) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).replace("❌", "").split()) or type(error).__name__

@@ -106,7 +106,7 @@ def find_weights(name: str, role: str) -> Path:
     try:
         found = Path(attempt_download_asset(name))
     except (OSError, MemoryError) as error:  # ultralytics: ConnectionError offline, MemoryError on a full disk
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).replace("❌", "").split()).rstrip(".")
         raise DistillError(f"{role} {name!r} is not here and could not be downloaded ({reason}): {advice}") from error
     if not found.is_file():
         raise DistillError(f"{role} {name!r} is not here and could not be downloaded: {advice}")
@@ -124,7 +124,7 @@ def load_weights(path: Path, role: str) -> nn.Module:
     except (TypeError, RuntimeError, EOFError, OSError, AttributeError, ImportError, pickle.UnpicklingError) as error:
         # ultralytics 8.4.190 turns most damage into TypeError and lets the rest fall through: a zip cut inside its
         # directory is an OSError of torch, another object's pickle an AttributeError.
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split()).removeprefix("ERROR ❌️ ")[:160]
         raise DistillError(
             f"{role} {path} is not a loadable ultralytics checkpoint ({type(error).__name__}: {reason}): "
             "copy or download it again"

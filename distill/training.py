@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,6 +153,10 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
     except torch.cuda.OutOfMemoryError as error:
         raise DistillError(
             f"out of GPU memory at batch {recipe.batch}, {recipe.imgsz} px: start again with a smaller --batch"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise DistillError(
+            f"a process of the multi-GPU training ended with code {error.returncode}: its own error is above"
         ) from error
     if trainer.ddp:  # trained in other processes: their best epoch's metrics are in the checkpoint
         best = torch.load(out / "train" / "weights" / "best.pt", map_location="cpu", weights_only=False)

@@ -91,7 +91,7 @@ def test_a_published_teacher_without_internet(
     monkeypatch.setattr(downloads, "safe_download", offline)
     monkeypatch.chdir(tmp_path)
     error = refuse(teacher="yolov8x.pt")
-    assert "could not be downloaded (Download failure. Environment may be offline.)" in error
+    assert "could not be downloaded (Download failure. Environment may be offline)" in error
     assert f"put the file at {tmp_path / 'yolov8x.pt'}" in error
 
 
@@ -103,9 +103,10 @@ def test_a_published_data_set_without_internet(
 
     monkeypatch.setattr("ultralytics.data.utils.safe_download", offline)
     monkeypatch.setattr("ultralytics.data.utils.DATASETS_DIR", tmp_path)
+    monkeypatch.setattr("distill.data.DATASETS_DIR", tmp_path)
     error = refuse(data="coco128.yaml")
-    assert "'coco128.yaml'" in error
-    assert "offline" in error
+    assert "'coco128.yaml' is not here and could not be downloaded" in error
+    assert f"{tmp_path / 'coco128'}, or give --data" in error
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,11 @@ def read_detections(path: Path) -> DetectionsFile:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise BenchError(f"{path} is not a detections file ({error}): run the bench again") from error
     try:
         images = tuple(str(image) for image in arrays["image_paths"])
-        found = _split(arrays["image_index"], len(images), path)
+        found = _split(arrays, "image_index", ("boxes_xyxy", "scores", "class_ids"), len(images), path)
         detections = tuple(
             ImageDetections(
                 arrays["boxes_xyxy"][rows], arrays["scores"][rows], arrays["class_ids"][rows].astype(np.int64)
@@ -107,7 +108,9 @@ def read_detections(path: Path) -> DetectionsFile:
         if "truth_image_index" in arrays:
             truths = tuple(
                 ImageTruth(arrays["truth_boxes_xyxy"][rows], arrays["truth_class_ids"][rows].astype(np.int64))
-                for rows in _split(arrays["truth_image_index"], len(images), path)
+                for rows in _split(
+                    arrays, "truth_image_index", ("truth_boxes_xyxy", "truth_class_ids"), len(images), path
+                )
             )
     except (KeyError, IndexError) as error:
         raise BenchError(f"{path} is incomplete ({error}): run the bench again") from error
@@ -123,9 +126,18 @@ def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic], width: int |
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype).reshape(-1) for part in parts)]).reshape(shape)
 
 
-def _split(index: NDArray[Any], images: int, path: Path) -> list[slice]:
+def _split(
+    arrays: Mapping[str, NDArray[Any]], index_name: str, names: Sequence[str], images: int, path: Path
+) -> list[slice]:
     """Rows of each image; the index is in image order."""
+    index = arrays[index_name]
     if len(index) and (np.any(np.diff(index) < 0) or index[0] < 0 or index[-1] >= images):
         raise BenchError(f"{path} has an image index out of order or beyond its {images} images: run the bench again")
+    for name in names:
+        expected = (len(index), 4) if name.endswith("boxes_xyxy") else (len(index),)
+        if arrays[name].shape != expected:
+            raise BenchError(
+                f"{path} has {name} of shape {arrays[name].shape}, expected {expected}: run the bench again"
+            )
     edges = np.searchsorted(index, np.arange(images + 1))
     return [slice(int(edges[i]), int(edges[i + 1])) for i in range(images)]

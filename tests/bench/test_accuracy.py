@@ -147,7 +147,7 @@ _FOUND = st.lists(st.tuples(_BOXES, st.sampled_from([0.1, 0.5, 0.5000001, 0.9]),
 _KNOWN = st.lists(st.tuples(_BOXES, _CLASSES), max_size=5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(_FOUND, _KNOWN), min_size=1, max_size=5).filter(lambda images: any(k for _, k in images)))
 def test_map_agrees_with_pycocotools_on_any_boxes(images: list[tuple[list[Any], list[Any]]]) -> None:
     _assert_agrees([_detections(found) for found, _ in images], [_truth(known) for _, known in images], 4)

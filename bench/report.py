@@ -151,13 +151,13 @@ def _unfinished(path: Path, root: Path) -> bool:
 
 def _detections(rows: Sequence[Row]) -> list[tuple[str, DetectionsFile]]:
     """Detections of every bundle once, from the first device that ran it."""
-    files: dict[str, tuple[str, DetectionsFile]] = {}
-    for row, name in zip(rows, labels(rows), strict=True):
-        file = row.folder / DETECTIONS_NAME
-        key = str(row.result.bundle.get("sha256", row.folder))
-        if key not in files and file.is_file():
-            files[key] = (name, read_detections(file))
-    return list(files.values())
+    first: dict[str, Row] = {}
+    for row in rows:
+        if (row.folder / DETECTIONS_NAME).is_file():
+            first.setdefault(str(row.result.bundle.get("sha256", row.folder)), row)
+    drawn = list(first.values())
+    files = (read_detections(row.folder / DETECTIONS_NAME) for row in drawn)
+    return list(zip(labels(drawn), files, strict=True))
 
 
 def _bundle_path(rows: Sequence[Row]) -> str:

@@ -1,0 +1,304 @@
+"""The worker: measures one bundle in this process, which must be a fresh one, on the device itself.
+
+    python -m bench.measure JOB.json      (or -: the job on stdin, and an end as soon as stdin ends)
+
+It writes lines of JSON to stdout: one `measurement`, one `detections` per image of the accuracy pass, one `end`. The
+lines `progress STAGE PERCENT` on stderr are for whoever watches. `bench.run` starts it; by hand it works as well.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __package__ in (None, ""):  # started by its path, as on a device: import from the folder above
+    from pathlib import Path as _Path
+
+    sys.path[0] = str(_Path(__file__).resolve().parent.parent)
+
+import argparse
+import base64
+import importlib.metadata
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import BenchError
+from bench.machine import machine_facts, machine_state, peak_rss_bytes
+from deploy.bundle import Bundle, Manifest
+from deploy.cli import log, run_command
+from deploy.runtime import Detections, Detector, Engine, default_threads, load_engine, read_image
+
+# Decoded images kept in memory for the timed loop: few, because they count in the peak memory that is measured.
+_KEPT_IMAGES = 8
+_KEPT_BYTES = 32_000_000
+
+# What validation uses: a score threshold so low that the whole precision-recall curve is there.
+_ACCURACY: Mapping[str, Any] = {"conf": 0.001, "iou": 0.7, "max_det": 300, "multi_label": True}
+
+_PROGRESS_INTERVAL_S = 0.5
+_HOST_GONE_EXIT_CODE = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure; every path is one of the machine that measures.
+
+    Attributes:
+        bundle: bundle folder.
+        images: image files, in data set order.
+        threads: for one inference; None for all processors this process may use.
+        warmup: calls that are not counted.
+        samples: timed images, at least.
+        min_seconds: duration of the timed loop, at least.
+        accuracy: whether to run all images at `_ACCURACY`'s low score threshold and give the detections back.
+    """
+
+    bundle: str
+    images: tuple[str, ...]
+    threads: int | None = None
+    warmup: int = 10
+    samples: int = 100
+    min_seconds: float = 5.0
+    accuracy: bool = True
+
+    def to_json(self) -> str:
+        """The job on one line."""
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)})
+
+    @staticmethod
+    def from_json(text: str, source: str) -> Job:
+        """Read a job; `source` names it in errors.
+
+        Raises:
+            BenchError: not JSON, an unknown or missing field, no image, or counts below 1.
+        """
+        try:
+            given = json.loads(text)
+            job = Job(**{**given, "images": tuple(given["images"])})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            known = ", ".join(field.name for field in fields(Job))
+            raise BenchError(f"{source} is no job ({error}): expected JSON with {known}") from error
+        if not job.images or job.samples < 1 or job.warmup < 0:
+            raise BenchError(f"{source} asks for {job.samples} samples of {len(job.images)} images: at least 1 of each")
+        return job
+
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.measure", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("job", metavar="JOB.json", help="the job, or - for one line of it on stdin")
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _serve(arguments.job), BenchError)
+
+
+def measure(job: Job, emit: Emit) -> None:
+    """Measure one bundle and give every record to `emit`, in the order described at the head of this file.
+
+    Raises:
+        DeployError: the bundle, its engine or an image cannot be used.
+    """
+    bundle = Bundle.open(job.bundle)
+    threads = job.threads or default_threads()
+    images = _kept_images(job.images)
+    before = machine_state()
+
+    started = time.perf_counter()
+    engine = load_engine(bundle, threads)
+    load_s = time.perf_counter() - started
+
+    usual = bundle.manifest.thresholds
+    detector = Detector.with_engine(engine, bundle.manifest, usual.conf, usual.iou, usual.max_det)
+    first_inference_s = _timed(detector, images[0])[1]
+    for index in range(job.warmup):
+        _timed(detector, images[index % len(images)])
+    samples = _timed_loop(detector, images, job)
+    peak = peak_rss_bytes()  # before the accuracy pass, whose many images are no part of the deployed program
+    emit(
+        {
+            "kind": "measurement",
+            "load_s": load_s,
+            "first_inference_s": first_inference_s,
+            "latency": {f"{name}_s": [sample[index] for sample in samples] for index, name in enumerate(_STAGES)},
+            "peak_rss_bytes": peak,
+            "machine": {**machine_facts(), "before": before, "after": machine_state()},
+            "executed": dict(engine.facts()),
+            "tools": _tools(engine.facts()),
+            "protocol": _protocol(job, threads, detector, images, len(samples)),
+        }
+    )
+    if job.accuracy:
+        _accuracy_pass(engine, bundle.manifest, job.images, emit)
+    emit({"kind": "end", "images": len(job.images) if job.accuracy else 0})
+    engine.close()
+
+
+def encode_detections(index: int, detections: Detections) -> dict[str, Any]:
+    """The record of one image: arrays as base64 of little-endian float32 and int32."""
+    return {
+        "kind": "detections",
+        "image": index,
+        "boxes_xyxy": _base64(detections.boxes_xyxy, "<f4"),
+        "scores": _base64(detections.scores, "<f4"),
+        "class_ids": _base64(detections.class_ids, "<i4"),
+    }
+
+
+def decode_detections(record: Mapping[str, Any]) -> Detections:
+    """The inverse of `encode_detections`."""
+    return Detections(
+        np.frombuffer(base64.b64decode(record["boxes_xyxy"]), "<f4").reshape(-1, 4).astype(np.float32),
+        np.frombuffer(base64.b64decode(record["scores"]), "<f4").astype(np.float32),
+        np.frombuffer(base64.b64decode(record["class_ids"]), "<i4").astype(np.int64),
+    )
+
+
+def _protocol(
+    job: Job, threads: int, detector: Detector, images: Sequence[NDArray[np.uint8]], samples: int
+) -> dict[str, Any]:
+    return {
+        "threads": threads,
+        "warmup": job.warmup,
+        "samples": samples,
+        "min_samples": job.samples,
+        "min_seconds": job.min_seconds,
+        "conf": detector.conf,
+        "iou": detector.iou,
+        "max_det": detector.max_det,
+        "accuracy": _ACCURACY if job.accuracy else None,
+        "timed_images": len(images),
+        "timed_images_bytes": sum(image.nbytes for image in images),
+    }
+
+
+def _accuracy_pass(engine: Engine, manifest: Manifest, images: Sequence[str], emit: Emit) -> None:
+    detector = Detector.with_engine(engine, manifest, **_ACCURACY)
+    progress = _Progress("accuracy")
+    for index, path in enumerate(images):
+        emit(encode_detections(index, detector(path)))
+        progress.show((index + 1) / len(images))
+
+
+_STAGES = ("preprocess", "inference", "postprocess")
+
+
+def _timed(detector: Detector, image: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Seconds of each of `_STAGES` for one image."""
+    start = time.perf_counter()
+    pixels, geometry = detector.preprocess(image)
+    letterboxed = time.perf_counter()
+    outputs = detector.engine.infer(pixels)
+    inferred = time.perf_counter()
+    detector.postprocess(outputs, geometry)
+    done = time.perf_counter()
+    return letterboxed - start, inferred - letterboxed, done - inferred
+
+
+def _timed_loop(detector: Detector, images: Sequence[NDArray[np.uint8]], job: Job) -> list[tuple[float, float, float]]:
+    stages: list[tuple[float, float, float]] = []
+    progress = _Progress("timing")
+    started = time.perf_counter()
+    elapsed_s = 0.0
+    while len(stages) < job.samples or elapsed_s < job.min_seconds:
+        stages.append(_timed(detector, images[len(stages) % len(images)]))
+        elapsed_s = time.perf_counter() - started
+        by_time = elapsed_s / job.min_seconds if job.min_seconds > 0 else 1.0
+        progress.show(min(len(stages) / job.samples, by_time))
+    return stages
+
+
+def _kept_images(paths: Sequence[str]) -> list[NDArray[np.uint8]]:
+    """Some images, spread evenly over the set and decoded; always the same ones for the same set."""
+    count = min(_KEPT_IMAGES, len(paths))
+    kept: list[NDArray[np.uint8]] = []
+    for index in range(count):
+        image = read_image(paths[index * len(paths) // count])
+        if kept and sum(other.nbytes for other in kept) + image.nbytes > _KEPT_BYTES:
+            break
+        kept.append(image)
+    return kept
+
+
+def _tools(executed: Mapping[str, Any]) -> dict[str, str]:
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pillow": importlib.metadata.version("pillow"),
+        str(executed.get("library", "engine")): str(executed.get("version", "unknown")),
+    }
+    if "cv2" in sys.modules:  # where OpenCV is installed it does the resizing, and counts in the memory
+        versions["opencv"] = str(sys.modules["cv2"].__version__)
+    return versions
+
+
+def _base64(array: NDArray[Any], dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode("ascii")
+
+
+def _serve(source: str) -> int:
+    output = _claimed_stdout()
+    if source == "-":
+        job = Job.from_json(_line_of_stdin(), "stdin")
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    else:
+        job = Job.from_json(Path(source).read_text(encoding="utf-8"), source)
+
+    def emit(record: Mapping[str, Any]) -> None:
+        output.write(json.dumps(record) + "\n")
+
+    measure(job, emit)
+    output.flush()
+    return 0
+
+
+def _claimed_stdout() -> IO[str]:
+    """Stdout for the records alone: whatever a runtime prints goes to stderr from now on."""
+    claimed = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    return claimed
+
+
+def _line_of_stdin() -> str:
+    """The first line of stdin, unbuffered: the rest is the watcher's."""
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = os.read(0, 1 << 16)
+        if not chunk:
+            break
+        line += chunk
+    return line.decode("utf-8", "replace")
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 1 << 16):
+        pass
+    os._exit(_HOST_GONE_EXIT_CODE)  # nobody is left to tell
+
+
+class _Progress:
+    """Lines `progress STAGE PERCENT`, not so many that they would disturb what is measured."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._shown_at = -_PROGRESS_INTERVAL_S
+
+    def show(self, fraction: float) -> None:
+        now = time.monotonic()
+        if now - self._shown_at >= _PROGRESS_INTERVAL_S or fraction >= 1.0:
+            self._shown_at = now
+            log(f"progress {self._stage} {min(1.0, fraction):.0%}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""A device made ready to measure: what it needs is there, and a worker can be started on it.
+
+This machine and one behind SSH are treated alike, but that nothing need be copied to this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deploy
+from bench.errors import BenchError
+from bench.measure import Job, decode_detections
+from deploy.bundle import MANIFEST_NAME, Bundle, sha256_file
+from deploy.runtime import Detections
+from devices import Completed, Device
+
+# All that the worker imports: this list is what a device receives, and a test runs the worker with nothing else.
+_CODE_ROOT = Path(deploy.__file__).resolve().parent.parent
+_CODE_FILES = (
+    "bench/__init__.py",
+    "bench/errors.py",
+    "bench/machine.py",
+    "bench/measure.py",
+    "deploy/__init__.py",
+    "deploy/bundle.py",
+    "deploy/cli.py",
+    "deploy/errors.py",
+    "deploy/runtime/**/*.py",
+)
+
+# Any one of these runs an engine's bundles, the first is the one to install.
+_ENGINE_PACKAGES = {
+    "onnx": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tflite": ("ai-edge-litert", "tflite-runtime"),
+}
+_OLDEST_PYTHON = (3, 11)
+
+# A worker shows progress at least once per image; nothing takes this long but a machine that hangs.
+_SILENCE_S = 1800.0
+
+OnProgress = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a worker reported: its `measurement` record, and the detections of each image if it was asked for them."""
+
+    measurement: Mapping[str, Any]
+    detections: tuple[Detections, ...]
+
+
+class Site:
+    """A device with its facts read and the worker's code in place; bundles and images follow when they are used."""
+
+    def __init__(self, device: Device) -> None:
+        """Connect, and push the code.
+
+        Raises:
+            BenchError: its Python is too old, or lacks numpy or Pillow.
+            DeviceError: it cannot be reached or written to.
+        """
+        self.device = device
+        self._packages = self._checked_packages(device.facts())
+        self._pushed_images: dict[tuple[Path, ...], list[str]] = {}
+        self._code = str(_CODE_ROOT) if device.shares_files else self._push("code", code_files())
+
+    def measure(
+        self, bundle: Bundle, images: Sequence[Path], job: Mapping[str, Any], on_progress: OnProgress
+    ) -> Measured:
+        """Measure one bundle in a fresh process there.
+
+        Args:
+            bundle: an opened bundle of this machine.
+            images: image files of this machine, in data set order.
+            job: the fields of `Job` beside `bundle` and `images`.
+            on_progress: is given stage and percentage.
+
+        Raises:
+            BenchError: the engine is not installed there, or the worker failed.
+            DeviceError: the device failed.
+        """
+        self.check_engine(bundle.manifest.engine)
+        on_progress("opening" if self.device.shares_files else "copying", "")
+        there = self._image_paths(images)
+        bundle_there = self._bundle_path(bundle)
+        order = Job(bundle=bundle_there, images=tuple(there), **job)
+
+        def on_stderr(line: str) -> None:
+            word, _, rest = line.partition(" ")
+            stage, _, percent = rest.partition(" ")
+            if word == "progress":
+                on_progress(stage, percent)
+
+        done = self.device.run(
+            [*self.device.python, f"{self._code}/bench/measure.py", "-"],
+            timeout_s=_SILENCE_S,
+            stdin=order.to_json().encode("ascii") + b"\n",
+            hold_stdin=True,
+            on_stderr=on_stderr,
+        )
+        if done.returncode != 0:
+            here = {bundle_there: str(bundle.path), **dict(zip(there, map(str, images), strict=True))}
+            raise BenchError(f"{self._where}{_failure(done, here)}")
+        return _parsed(done, len(images) if order.accuracy else 0, self._where)
+
+    def check_engine(self, engine: str) -> None:
+        """See that bundles of `engine` can run there.
+
+        Raises:
+            BenchError: no library for it is installed.
+        """
+        packages = _ENGINE_PACKAGES[engine]
+        if not any(self._packages.get(package) for package in packages):
+            raise BenchError(self._not_installed(f"{' or '.join(packages)} is not installed", packages[0]))
+
+    def _checked_packages(self, facts: Mapping[str, Any]) -> Mapping[str, str | None]:
+        version = tuple(int(part) for part in str(facts["python"]).split(".")[:2])
+        if version < _OLDEST_PYTHON:
+            raise BenchError(
+                f"{self.device.name} has Python {facts['python']} as {self.device.python[0]}, expected 3.11 or newer: "
+                "name another with python in devices.toml"
+            )
+        packages: Mapping[str, str | None] = facts["packages"]
+        missing = [package for package in ("numpy", "pillow") if not packages.get(package)]
+        if missing:
+            raise BenchError(self._not_installed(f"{' and '.join(missing)} is not installed", " ".join(missing)))
+        return packages
+
+    def _not_installed(self, what: str, to_install: str) -> str:
+        where = "run" if self.device.shares_files else "run there"
+        python = self.device.python[0]
+        return f"{self._where}{what} for {python}: {where} {python} -m pip install {to_install}"
+
+    @property
+    def _where(self) -> str:
+        """What an error begins with: the device, unless it is this machine."""
+        return "" if self.device.shares_files else f"{self.device.name}: "
+
+    def _bundle_path(self, bundle: Bundle) -> str:
+        if self.device.shares_files:
+            return str(bundle.path.absolute())
+        files = {name: bundle.path / name for name in (MANIFEST_NAME, *bundle.manifest.files)}
+        return self._push("bundles", files)
+
+    def _image_paths(self, images: Sequence[Path]) -> list[str]:
+        if self.device.shares_files:
+            return [str(path.absolute()) for path in images]
+        if tuple(images) not in self._pushed_images:
+            # Names of users' files are theirs; a number and a suffix are enough over there.
+            files = {f"{index:06d}{path.suffix.lower()}": path for index, path in enumerate(images)}
+            folder = self._push("data", files)
+            self._pushed_images[tuple(images)] = [f"{folder}/{name}" for name in files]
+        return self._pushed_images[tuple(images)]
+
+    def _push(self, kind: str, files: Mapping[str, Path]) -> str:
+        return self.device.push(files, f"{kind}/{_digest(files)}")
+
+
+def code_files() -> dict[str, Path]:
+    """Relative name to path of every file that the worker needs."""
+    found = [path for pattern in _CODE_FILES for path in _CODE_ROOT.glob(pattern)]
+    return {path.relative_to(_CODE_ROOT).as_posix(): path for path in sorted(found)}
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    listing = json.dumps([(name, sha256_file(path)) for name, path in sorted(files.items())])
+    return hashlib.sha256(listing.encode()).hexdigest()[:32]
+
+
+def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
+    measurement: Mapping[str, Any] | None = None
+    detections: list[Detections] = []
+    ended = False
+    for line in done.stdout.splitlines():
+        if not line.startswith('{"kind"'):
+            continue  # a login script's words
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the link was lost in the middle of a line
+        if record["kind"] == "measurement":
+            measurement = record
+        elif record["kind"] == "detections":
+            detections.append(decode_detections(record))
+        ended = record["kind"] == "end"
+    if measurement is None or not ended or len(detections) != expected_images:
+        raise BenchError(
+            f"{where}the worker reported {len(detections)} of {expected_images} images and then stopped: "
+            "run the bench again"
+        )
+    return Measured(measurement, tuple(detections))
+
+
+def _failure(done: Completed, host_paths: Mapping[str, str]) -> str:
+    """One line that says why a worker failed, with the names of this machine's files."""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("progress ")]
+    said = lines[-1] if lines else "it was killed; most often there was not enough memory"
+    for there, here in host_paths.items():
+        said = said.replace(there, here)
+    if said.startswith("error: "):
+        return said.removeprefix("error: ")
+    return f"the worker ended with exit code {done.returncode}: {said}"

@@ -1,0 +1,275 @@
+"""Measure bundles here or on a device: latency, memory, accuracy, and the facts of the machine.
+
+python bench/run.py                        the newest bundles, the student's validation set, this machine
+python bench/run.py --device pi@raspberry  the same over SSH
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __package__ in (None, ""):  # started by its path: import from the folder above
+    from pathlib import Path as _Path
+
+    sys.path[0] = str(_Path(__file__).resolve().parent.parent)
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.accuracy import score
+from bench.detections_file import write_detections
+from bench.errors import BenchError
+from bench.inputs import RUNS, MeasuredImages, bundle_data, load_images, newest_bundles
+from bench.progress import ProgressLine
+from bench.records import DETECTIONS_NAME, RESULT_NAME, Accuracy, Latency, Result
+from bench.remote import Measured, Site
+from bench.report import default_out, load_rows, write_report
+from bench.rows import json_row, text_table
+from deploy.bundle import Bundle
+from deploy.cli import log, one_line, run_command, unused_path, whole_folder
+from deploy.errors import DeployError
+from devices import LOCAL, DeviceError, open_device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(given)
+    run = _Run(arguments, shlex.join(["python", "bench/run.py", *given]))
+    return run_command(run, BenchError, DeviceError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python bench/run.py",
+        description="Measure bundles: latency, memory and accuracy, each in a fresh process, here or on a device.",
+    )
+    add = parser.add_argument
+    add("--bundle", nargs="+", action="extend", type=Path, metavar="DIR",
+        help="bundles to measure (default: the newest student's, below runs/)")  # fmt: skip
+    add("--data", type=Path, metavar="DATA.YAML",
+        help="data set whose validation images are used, or a folder of images, to be timed only "
+        "(default: the one the student was trained with)")  # fmt: skip
+    add("--device", default=LOCAL, metavar="NAME",
+        help="a name from devices.toml, user@host or an ssh alias (default: this machine)")  # fmt: skip
+    add("--threads", type=_positive, metavar="N", help="threads of one inference (default: all cores of the device)")
+    add("--samples", type=_positive, default=100, metavar="N", help="time at least so many images (default: 100)")
+    add("--min-seconds", type=_seconds, default=5.0, metavar="S", help="and at least so long (default: 5)")
+    add("--warmup", type=_count, default=10, metavar="N", help="inferences before that are not counted (default: 10)")
+    add("--images", type=_positive, metavar="N", help="use only the first N images of the data set (default: all)")
+    add("--no-accuracy", action="store_true", help="measure latency and memory only")
+    add("--inventory", type=Path, metavar="FILE",
+        help="device inventory (default: ./devices.toml, then ~/.config/edge-distill/devices.toml)")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="folder to write (default: runs/bench/NAME-OF-THE-STUDENT)")
+    add("--json", action="store_true", help="print the figures as JSON instead of a table")
+    return parser
+
+
+class _Run:
+    """One call of the command line."""
+
+    def __init__(self, arguments: argparse.Namespace, command: str) -> None:
+        self._arguments = arguments
+        self._command = command
+        self._failures: dict[str, str] = {}
+        self._finished: list[Path] = []
+        self._images: dict[Path, MeasuredImages] = {}
+
+    def __call__(self) -> int:
+        arguments = self._arguments
+        if arguments.out is not None and (arguments.out.exists() or arguments.out.is_symlink()):
+            raise BenchError(f"{arguments.out} already exists: choose another --out or remove it")
+        bundles = self._opened(arguments.bundle or newest_bundles())
+        if not bundles:
+            return self._end()
+        out = arguments.out or unused_path(RUNS / "bench" / _student_name(bundles[0][0]))
+        device = open_device(arguments.device, arguments.inventory)
+        try:
+            site = Site(device)
+            for bundle, images in bundles:
+                self._attempt(site, bundle, images, out)
+        except KeyboardInterrupt:
+            if self._finished:
+                log(f"what was finished is kept: python -m bench.report {shlex.quote(str(out))}")
+            raise
+        finally:
+            device.close()
+        if self._finished:
+            self._show(out)
+        return self._end()
+
+    def _opened(self, paths: Sequence[Path]) -> list[tuple[Bundle, MeasuredImages]]:
+        """The bundles that can be measured at all, each with its images."""
+        usable = []
+        for path in paths:
+            try:
+                bundle = Bundle.open(path)
+                data = self._arguments.data or bundle_data(bundle)
+                if data not in self._images:
+                    self._images[data] = load_images(data, self._arguments.images)
+                if not self._arguments.no_accuracy:
+                    self._images[data].check_truth(bundle)
+            except (DeployError, BenchError) as error:
+                self._fail(path, error)
+            else:
+                usable.append((bundle, self._images[data]))
+        return usable
+
+    def _attempt(self, site: Site, bundle: Bundle, images: MeasuredImages, out: Path) -> None:
+        name = bundle.path.resolve().name
+        progress = ProgressLine(f"{name} on {site.device.name}")
+        job = {
+            "threads": self._arguments.threads or site.device.threads,
+            "warmup": self._arguments.warmup,
+            "samples": self._arguments.samples,
+            "min_seconds": self._arguments.min_seconds,
+            "accuracy": images.truths is not None and not self._arguments.no_accuracy,
+        }
+        try:
+            measured = site.measure(bundle, images.paths, job, progress.show)
+            result = _result(site.device.name, bundle, images, measured, self._command)
+            folder = unused_path(out / f"{_file_name(name)}@{_file_name(site.device.name)}")
+            with whole_folder(folder) as partial:
+                (partial / RESULT_NAME).write_text(result.to_json(), encoding="utf-8")
+                if measured.detections:
+                    write_detections(
+                        partial / DETECTIONS_NAME, images.paths, measured.detections, images.truths, images.class_names
+                    )
+        except (DeployError, BenchError, DeviceError) as error:
+            progress.clear()
+            self._fail(bundle.path, error)
+        else:
+            progress.clear()
+            self._finished.append(folder)
+            log(f"{name} on {site.device.name}: {_in_short(result)}")
+
+    def _fail(self, path: Path, error: Exception) -> None:
+        self._failures[str(path)] = one_line(error)
+        log(f"error: {path.name or path}: {one_line(error)}")
+
+    def _show(self, out: Path) -> None:
+        rows = load_rows(self._finished)
+        report = write_report(rows, default_out([out]))
+        if self._arguments.json:
+            figures = {"report": str(report), "results": [json_row(row) for row in rows], "failures": self._failures}
+            print(json.dumps(figures, indent=1))  # noqa: T201
+        else:
+            print(text_table(rows))  # noqa: T201
+        log(f"results: {out}")
+        log(f"report: {report}")
+        if self._arguments.device == LOCAL:
+            log("next: python bench/run.py --device user@host")
+        else:
+            log(f"next: python -m deploy.detect --bundle {shlex.quote(str(rows[0].result.bundle['path']))} image.jpg")
+
+    def _end(self) -> int:
+        if not self._failures:
+            return 0
+        count = len(self._failures) + len(self._finished)
+        log(f"error: {len(self._failures)} of {count} bundles failed: {' '.join(map(shlex.quote, self._failures))}")
+        return 1
+
+
+def _result(device: str, bundle: Bundle, images: MeasuredImages, measured: Measured, command: str) -> Result:
+    record, manifest = measured.measurement, bundle.manifest
+    return Result(
+        bundle={
+            "name": bundle.path.resolve().name,
+            "path": str(bundle.path.resolve()),
+            "sha256": bundle.sha256,
+            "engine": manifest.engine,
+            "precision": manifest.precision,
+            "imgsz": [manifest.input.height, manifest.input.width],
+            "size_bytes": bundle.size_bytes,
+            "student": dict(manifest.student),
+        },
+        device=device,
+        machine=record["machine"],
+        protocol={
+            **record["protocol"],
+            "data": {"name": images.name, "sha256": images.sha256, "images": len(images.paths)},
+            "command": command,
+        },
+        load_s=record["load_s"],
+        first_inference_s=record["first_inference_s"],
+        latency=Latency(**{name: tuple(samples) for name, samples in record["latency"].items()}),
+        peak_rss_bytes=record["peak_rss_bytes"],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        accuracy=_accuracy(images, measured, manifest.class_names) if measured.detections else None,
+        executed=record["executed"],
+        tools=record["tools"],
+    )
+
+
+def _accuracy(images: MeasuredImages, measured: Measured, class_names: Sequence[str]) -> Accuracy:
+    assert images.truths is not None
+    scores = score(measured.detections, images.truths, len(class_names))
+    return Accuracy(
+        map50_95=scores.map50_95,
+        map50=scores.map50,
+        per_class={
+            name: float(ap)
+            for name, ap in zip(class_names, scores.per_class_ap, strict=True)
+            if ap == ap  # not nan
+        },
+        images=scores.images,
+        dataset=images.name,
+        dataset_sha256=images.sha256,
+    )
+
+
+def _in_short(result: Result) -> str:
+    p50_ms = result.summary()["total_s"]["p50"] * 1e3
+    parts = [f"p50 {p50_ms:.1f} ms", f"{result.latency.fps:.1f} FPS", f"{result.peak_rss_bytes / 1e6:.0f} MB"]
+    if result.accuracy is not None:
+        parts.append(f"mAP50-95 {100 * result.accuracy.map50_95:.1f}")
+    return ", ".join(parts)
+
+
+def _student_name(bundle: Bundle) -> str:
+    """What the results are called: the student's name, else what the bundle's folder starts with."""
+    named: Any = bundle.manifest.student.get("name")
+    suffix = f"-{bundle.manifest.engine}-{bundle.manifest.precision}"
+    return _file_name(str(named or bundle.path.resolve().name.partition(suffix)[0]))
+
+
+def _file_name(text: str) -> str:
+    """`text` with everything that is awkward in a file name replaced."""
+    return re.sub(r"[^\w.@+-]", "_", text).lstrip(".-")[:100] or "unnamed"
+
+
+def _positive(text: str) -> int:
+    value = _count(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400 seconds")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

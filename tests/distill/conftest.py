@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ pytest.importorskip("ultralytics", reason="distillation needs the [train] extra"
 
 from PIL import Image  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+
+from distill import yolo  # noqa: E402
+from distill.trainer import DistillationTrainer  # noqa: E402
 
 CLASSES = ("red", "blue")
 _COLOURS = ((230, 40, 40), (40, 40, 230))
@@ -41,6 +45,68 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = root / "toy.yaml"
     path.write_text("train: images/train\nval: images/val\nnames: {0: red, 1: blue}\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def arguments(toy_data: Path, toy_teacher: Path) -> Callable[..., list[str]]:
+    """Arguments of a small distillation into a folder: batches of 4, 4 and 2, gradients summed over several."""
+
+    def build(out: Path, *more: str, plain: bool = False) -> list[str]:
+        taught = ["--losses", "none"] if plain else ["--teacher", str(toy_teacher)]
+        common = ["--student", "yolov8n.yaml", "--data", str(toy_data), "--epochs", "4", "--imgsz", "64"]
+        return [*common, *taught, "--batch", "4", "--device", "cpu", "--out", str(out), *more]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def finished_run(arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished distillation of 4 epochs."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert yolo.main(arguments(out)) == 0
+    return out
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], pytest.MonkeyPatch]:
+    """Makes a training meet Ctrl-C once it has saved that many epochs; undo the returned patch to go on."""
+
+    def patch(epochs: int) -> pytest.MonkeyPatch:
+        save = DistillationTrainer.save_model
+
+        def save_and_interrupt(self: DistillationTrainer) -> bool:
+            saved = save(self)
+            if self.epoch + 1 == epochs:
+                raise KeyboardInterrupt
+            return saved
+
+        monkeypatch.setattr(DistillationTrainer, "save_model", save_and_interrupt)
+        return monkeypatch
+
+    return patch
+
+
+@pytest.fixture
+def interrupted_run(
+    arguments: Callable[..., list[str]], interrupt_after: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
+) -> Path:
+    """The folder of the same distillation, stopped by Ctrl-C after two of its epochs."""
+    out = tmp_path / "cut"
+    patch = interrupt_after(2)
+    assert yolo.main(arguments(out)) == 130
+    patch.undo()
+    return out
+
+
+@pytest.fixture(scope="session")
+def read_results() -> Callable[[Path], list[dict[str, str]]]:
+    """Reads a run's results.csv as rows, without the column that differs from run to run."""
+
+    def read(out: Path) -> list[dict[str, str]]:
+        with (out / "train" / "results.csv").open() as file:
+            return [{k: v for k, v in row.items() if k != "time"} for row in csv.DictReader(file)]
+
+    return read
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ class _Axes:
 
     def __init__(self, points: Sequence[Point], width: int, height: int) -> None:
         self.width, self.height = width, height
-        self.left, self.right, self.top, self.bottom = 44, width - 14, 14, height - 40
+        self.left, self.right, self.top, self.bottom = 54, width - 14, 14, height - 40
         latencies = [point.latency_ms for point in points]
         self.logarithmic = max(latencies) >= 6 * min(latencies)
         if self.logarithmic:
@@ -158,7 +158,7 @@ class _Axes:
             self.x_ticks = _ticks(0.0, max(latencies) * 1.08, 6)
             self.x_low, self.x_high = 0.0, max(latencies) * 1.08
         values = [point.accuracy for point in points]
-        spread = max(max(values) - min(values), 1.0)
+        spread = max(max(values) - min(values), 2.0)  # less is noise and must not look like more
         self.y_low, self.y_high = min(values) - 0.2 * spread, max(values) + 0.2 * spread
         self.y_ticks = _ticks(self.y_low, self.y_high, 6)
 

@@ -43,9 +43,7 @@ def load_rows(folders: Sequence[Path]) -> list[Row]:
     """
     found: list[Path] = []
     for folder in folders:
-        if folder.name == RESULT_NAME:
-            folder = folder.parent
-        below = _result_folders(folder)
+        below = _result_folders(_folder(folder))
         if not below:
             raise BenchError(f"no {RESULT_NAME} in or below {folder}: run python bench/run.py, or give another folder")
         found += below
@@ -97,7 +95,7 @@ def newest_run(root: Path = RUNS) -> Path:
 
 def default_out(folders: Sequence[Path]) -> Path:
     """`report.html` in the one run that is shown, else here; with a number where that exists."""
-    runs = {(folder.parent if (folder / RESULT_NAME).is_file() else folder) for folder in folders}
+    runs = {(folder.parent if (folder / RESULT_NAME).is_file() else folder) for folder in map(_folder, folders)}
     place = runs.pop() if len(runs) == 1 else Path()
     out, number = place / REPORT_NAME, 1
     while out.exists():
@@ -137,6 +135,10 @@ def _report(arguments: argparse.Namespace) -> int:
         log(f"no browser to open it with: open {out} yourself")
     log(f"next: python -m deploy.detect --bundle {shlex.quote(_bundle_path(rows))} image.jpg")
     return 0
+
+
+def _folder(given: Path) -> Path:
+    return given.parent if given.name == RESULT_NAME else given
 
 
 def _result_folders(folder: Path) -> list[Path]:

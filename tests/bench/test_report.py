@@ -347,7 +347,10 @@ def test_the_newest_run_is_shown_by_default_and_unfinished_folders_are_not(
 @pytest.mark.parametrize("argument", ["runs/bench/cells", "{folder}", "{folder}/result.json"])
 def test_a_run_a_result_folder_and_a_result_file_are_all_accepted(run: Callable[..., Path], argument: str) -> None:
     folder = run()
-    assert len(_render(argument.format(folder=folder)).cells) == 1
+    given = argument.format(folder=folder)
+    assert len(_render(given).cells) == 1
+    assert report.main([given]) == 0
+    assert (folder.parent / "report.html").is_file()
 
 
 def _without(folder: Path, *path: str, value: Any = None) -> None:

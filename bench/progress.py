@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 
@@ -23,7 +24,8 @@ class ProgressLine:
         """Say how far a stage has come; `percent` may be empty."""
         text = f"{self._label}: {stage} {percent}".rstrip()
         if sys.stderr.isatty():
-            sys.stderr.write(_CLEAR_LINE + text)
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be taken back
+            sys.stderr.write(_CLEAR_LINE + text[-width:])
             sys.stderr.flush()
         elif stage != self._stage or time.monotonic() - self._shown_at >= _PLAIN_INTERVAL_S:
             self._shown_at = time.monotonic()

@@ -30,11 +30,13 @@ from bench.progress import ProgressLine
 from bench.records import DETECTIONS_NAME, RESULT_NAME, Accuracy, Latency, Result
 from bench.remote import Measured, Site
 from bench.report import default_out, load_rows, write_report
-from bench.rows import json_row, text_table
+from bench.rows import Row, json_row, text_table
 from deploy.bundle import Bundle
 from deploy.cli import log, one_line, run_command, unused_path, whole_folder
 from deploy.errors import DeployError
 from devices import LOCAL, DeviceError, open_device
+
+_OPENCV_NOTE = "resized by OpenCV, which is installed here and counts in the memory; where it is not, Pillow resizes."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +89,7 @@ class _Run:
             raise BenchError(f"{arguments.out} already exists: choose another --out or remove it")
         bundles = self._opened(arguments.bundle or newest_bundles())
         if not bundles:
-            return self._end()
+            return self._end(None)
         out = arguments.out or unused_path(RUNS / "bench" / _student_name(bundles[0][0]))
         device = open_device(arguments.device, arguments.inventory)
         try:
@@ -100,9 +102,7 @@ class _Run:
             raise
         finally:
             device.close()
-        if self._finished:
-            self._show(out)
-        return self._end()
+        return self._end(out)
 
     def _opened(self, paths: Sequence[Path]) -> list[tuple[Bundle, MeasuredImages]]:
         """The bundles that can be measured at all, each with its images."""
@@ -132,7 +132,10 @@ class _Run:
             "accuracy": images.truths is not None and not self._arguments.no_accuracy,
         }
         try:
-            measured = site.measure(bundle, images.paths, job, progress.show)
+            try:
+                measured = site.measure(bundle, images.paths, job, progress.show)
+            finally:
+                progress.clear()
             result = _result(site.device.name, bundle, images, measured, self._command)
             folder = unused_path(out / f"{_file_name(name)}@{_file_name(site.device.name)}")
             with whole_folder(folder) as partial:
@@ -142,10 +145,8 @@ class _Run:
                         partial / DETECTIONS_NAME, images.paths, measured.detections, images.truths, images.class_names
                     )
         except (DeployError, BenchError, DeviceError) as error:
-            progress.clear()
             self._fail(bundle.path, error)
         else:
-            progress.clear()
             self._finished.append(folder)
             log(f"{name} on {site.device.name}: {_in_short(result)}")
 
@@ -153,27 +154,33 @@ class _Run:
         self._failures[str(path)] = one_line(error)
         log(f"error: {path.name or path}: {one_line(error)}")
 
-    def _show(self, out: Path) -> None:
-        rows = load_rows(self._finished)
-        report = write_report(rows, default_out([out]))
+    def _end(self, out: Path | None) -> int:
+        """Show what was measured and what was not; returns the exit code."""
+        rows = load_rows(self._finished) if self._finished else []
+        report = write_report(rows, default_out([out])) if rows and out is not None else None
         if self._arguments.json:
-            figures = {"report": str(report), "results": [json_row(row) for row in rows], "failures": self._failures}
+            figures = {
+                "report": None if report is None else str(report),
+                "results": [json_row(row) for row in rows],
+                "failures": self._failures,
+            }
             print(json.dumps(figures, indent=1))  # noqa: T201
-        else:
+        elif rows:
             print(text_table(rows))  # noqa: T201
-        log(f"results: {out}")
-        log(f"report: {report}")
-        if self._arguments.device == LOCAL:
-            log("next: python bench/run.py --device user@host")
-        else:
-            log(f"next: python -m deploy.detect --bundle {shlex.quote(str(rows[0].result.bundle['path']))} image.jpg")
+        if report is not None:
+            log(f"results: {out}")
+            log(f"report: {report}")
+            log(f"next: {self._next(rows[0])}")
+        if self._failures:
+            count = len(self._failures) + len(self._finished)
+            names = " ".join(map(shlex.quote, self._failures))
+            log(f"error: {len(self._failures)} of {count} bundles failed: {names}")
+        return 1 if self._failures else 0
 
-    def _end(self) -> int:
-        if not self._failures:
-            return 0
-        count = len(self._failures) + len(self._finished)
-        log(f"error: {len(self._failures)} of {count} bundles failed: {' '.join(map(shlex.quote, self._failures))}")
-        return 1
+    def _next(self, row: Row) -> str:
+        if self._arguments.device == LOCAL:
+            return "python bench/run.py --device user@host"
+        return f"python -m deploy.detect --bundle {shlex.quote(str(row.result.bundle['path']))} image.jpg"
 
 
 def _result(device: str, bundle: Bundle, images: MeasuredImages, measured: Measured, command: str) -> Result:
@@ -195,6 +202,7 @@ def _result(device: str, bundle: Bundle, images: MeasuredImages, measured: Measu
             **record["protocol"],
             "data": {"name": images.name, "sha256": images.sha256, "images": len(images.paths)},
             "command": command,
+            "notes": [_OPENCV_NOTE] if "opencv" in record["tools"] else [],
         },
         load_s=record["load_s"],
         first_inference_s=record["first_inference_s"],

@@ -128,6 +128,14 @@ def test_json_has_the_figures_unrounded(tiny_bundle: Path, tiny_data: Path, caps
     assert Path(printed["report"]).is_file()
 
 
+def test_json_tells_failures_too(tiny_bundle: Path, tiny_data: Path, capsys: Capture) -> None:
+    (tiny_bundle / "model.onnx").unlink()
+    assert main(["--bundle", str(tiny_bundle), "--data", str(tiny_data), "--json"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["report"], printed["results"]) == (None, [])
+    assert "lacks model.onnx" in printed["failures"][str(tiny_bundle)]
+
+
 def test_a_folder_of_images_is_timed_and_not_scored(tiny_bundle: Path, tiny_data: Path, capsys: Capture) -> None:
     assert main(["--bundle", str(tiny_bundle), "--data", str(tiny_data.parent / "images"), *QUICK]) == 0
     folder = Path("runs/bench/tiny/tiny-onnx-fp32@local")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import distributed, nn
@@ -23,7 +24,13 @@ from distill.state import (
     write_state,
 )
 
-__all__ = ["DistillationTrainer"]
+__all__ = ["COPY_SUFFIX", "DistillationTrainer"]
+
+#: Ends the names of copies that exist only while a finished run is validated.
+COPY_SUFFIX: Final = "-stripped.pt"
+#: A fresh projector must follow the student, not lead it: at the student's rate it is still nearly random after
+#: dozens of steps, and until it has settled its gradient says nothing about the teacher.
+_PROJECTOR_RATE: Final = 10.0
 
 
 class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
@@ -81,7 +88,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
         if parameters:
             weights = next(g for g in optimizer.param_groups if g.get("param_group") in {"weight", "muon"})
             settings = {k: v for k, v in weights.items() if k not in {"params", "initial_lr", "use_muon"}}
-            optimizer.add_param_group({**settings, "params": parameters, "param_group": "weight"})
+            settings |= {"lr": weights["lr"] * _PROJECTOR_RATE, "param_group": "weight"}
+            optimizer.add_param_group({**settings, "params": parameters})
         return optimizer
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +150,26 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
                 partial.unlink(missing_ok=True)
         write_state(capture_state(self, self.projectors, self._batches_since_step), self.state_file)
         return True
+
+    def final_eval(self) -> None:
+        """Strip and validate copies, then put them in place: ultralytics rewrites the checkpoints where they lie."""
+        if RANK != -1:  # other ranks read the file that rank 0 strips: leave them ultralytics' order
+            super().final_eval()
+            return
+        finals = [path for path in (Path(self.best), Path(self.last)) if path.exists()]
+        copies = [path.with_name(f"{path.stem}{COPY_SUFFIX}") for path in finals]
+        for final, copy in zip(finals, copies, strict=True):
+            shutil.copyfile(final, copy)
+        best, last = self.best, self.last
+        self.best, self.last = (Path(p).with_name(f"{Path(p).stem}{COPY_SUFFIX}") for p in (best, last))
+        try:
+            super().final_eval()
+            for final, copy in zip(finals, copies, strict=True):
+                copy.replace(final)
+        finally:
+            self.best, self.last = best, last
+            for copy in copies:
+                copy.unlink(missing_ok=True)
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Continue after the epoch of the exact state, which is the one before ``last.pt``'s at worst."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from ultralytics import YOLO
 from ultralytics.utils import callbacks as ultralytics_callbacks
-from ultralytics.utils.torch_utils import select_device
+from ultralytics.utils.torch_utils import select_device, strip_optimizer
 
 from distill.callbacks import Distillation
 from distill.console import log_epoch
@@ -22,7 +22,7 @@ from distill.publish import publish_student
 from distill.recipe import Recipe, read_recipe, write_recipe
 from distill.state import STATE_FILE, read_state
 from distill.teacher import check_pair, file_sha256, find_weights, load_weights, student_model
-from distill.trainer import DistillationTrainer
+from distill.trainer import COPY_SUFFIX, DistillationTrainer
 
 __all__ = ["check_device", "new_run", "resumable_epoch", "resume_run"]
 
@@ -176,9 +176,14 @@ def _finish(out: Path, recipe: Recipe, data: DataSet, metrics: Mapping[str, floa
 
 
 def _validate(recipe: Recipe, out: Path) -> dict[str, float]:
-    """Validate the best epoch of a run that was killed between its last epoch and its end."""
+    """Strip and validate the best epoch of a run that was killed between its last epoch and its end."""
+    weights = out / "train" / "weights"
+    for path in (weights / "best.pt", weights / "last.pt"):
+        copy = path.with_name(f"{path.stem}{COPY_SUFFIX}")
+        strip_optimizer(path, s=str(copy))
+        copy.replace(path)
     with tempfile.TemporaryDirectory(prefix="distill-val-") as scratch:
-        result = YOLO(out / "train" / "weights" / "best.pt").val(
+        result = YOLO(weights / "best.pt").val(
             data=recipe.data,
             imgsz=recipe.imgsz,
             batch=recipe.batch * 2,  # as at the end of a training

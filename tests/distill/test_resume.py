@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 
 from distill import yolo
@@ -92,6 +93,10 @@ def test_a_run_killed_after_its_last_epoch_is_only_published(
     ours, theirs = (json.loads((o / "student" / "student.json").read_text()) for o in (out, finished_run))
     assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=0.01)
     assert len(read_results(out)) == 4
+    assert same_weights(out, finished_run)
+    students = [YOLO(o / "student" / "student.pt").model.state_dict() for o in (out, finished_run)]
+    assert all(torch.equal(students[0][k], students[1][k]) for k in students[1])
+    assert {p.name for p in out.rglob("*.pt")} == {"best.pt", "last.pt", "student.pt"}
 
 
 def test_ctrl_c_says_how_to_continue(

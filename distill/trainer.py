@@ -88,7 +88,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
         if parameters:
             weights = next(g for g in optimizer.param_groups if g.get("param_group") in {"weight", "muon"})
             settings = {k: v for k, v in weights.items() if k not in {"params", "initial_lr", "use_muon"}}
-            settings |= {"lr": weights["lr"] * _PROJECTOR_RATE, "param_group": "weight"}
+            rate = min(g["lr"] for g in optimizer.param_groups)  # MuSGD triples it for parts of the head
+            settings |= {"lr": rate * _PROJECTOR_RATE, "param_group": "weight"}
             optimizer.add_param_group({**settings, "params": parameters})
         return optimizer
 

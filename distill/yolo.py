@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from distill.console import log_to_stderr
-from distill.data import DataSet, open_data_set
-from distill.errors import DistillError
-from distill.losses import DEFAULT_LOSSES, LOSSES, parse_losses
-from distill.recipe import Recipe, read_recipe
-from distill.teacher import file_sha256, find_weights
-from distill.training import new_run, resumable_epoch, resume_run
+try:
+    from distill.console import log_to_stderr
+    from distill.data import DataSet, open_data_set
+    from distill.errors import DistillError
+    from distill.losses import DEFAULT_LOSSES, LOSSES, parse_losses
+    from distill.recipe import Recipe, read_recipe
+    from distill.teacher import file_sha256, find_weights
+    from distill.training import new_run, resumable_epoch, resume_run
+except ModuleNotFoundError as missing:
+    package = str(missing.name).partition(".")[0]
+    raise SystemExit(f"error: {package} is not installed: pip install 'edge-distill[train]'") from None
 
 __all__ = ["main"]
 

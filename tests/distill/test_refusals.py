@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from ultralytics.utils import downloads
 
 from distill import yolo
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 Edit = Callable[[Path], object]
 
 
@@ -74,6 +77,16 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_teacher_and_no_plain_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert yolo.main([]) == 1
     assert "--teacher yolov8x.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["torch", "ultralytics"])
+def test_a_missing_package_is_named_with_what_installs_it(package: str) -> None:
+    program = (
+        f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_module('distill.yolo', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {package} is not installed: pip install 'edge-distill[train]'\n"
 
 
 def test_a_teacher_that_is_not_there(refuse: Callable[..., str], tmp_path: Path) -> None:

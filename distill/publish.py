@@ -101,6 +101,7 @@ def _describe(
         "reg_max": head["reg_max"],
         "losses": dict(recipe.losses),
         "temperature": recipe.temperature,
+        "settings": dict(recipe.settings),
         "epochs": recipe.epochs,
         "batch": recipe.batch,
         "seed": recipe.seed,

@@ -30,6 +30,7 @@ class Recipe:
         epochs, imgsz, batch, seed: as ultralytics understands them.
         losses: weight of each distillation loss, by name; empty for plain training.
         temperature: T of the losses on logits.
+        settings: ultralytics' training settings that differ from its defaults, by name.
         device: as ultralytics understands it; empty chooses.
         workers: data-loading processes.
     """
@@ -45,6 +46,7 @@ class Recipe:
     seed: int
     losses: Mapping[str, float]
     temperature: float
+    settings: Mapping[str, Any]
     device: str
     workers: int
 

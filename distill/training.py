@@ -122,6 +122,7 @@ def _same_teacher(recipe: Recipe, teacher: str | None) -> Recipe:
 def _settings(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Arguments for ultralytics; its defaults elsewhere, so that a plain run is its plain recipe."""
     return {
+        **recipe.settings,
         "mode": "train",
         "task": "detect",
         "model": recipe.student,

@@ -15,6 +15,7 @@ try:
     from distill.errors import DistillError
     from distill.losses import DEFAULT_LOSSES, LOSSES, parse_losses
     from distill.recipe import Recipe, read_recipe
+    from distill.settings import parse_settings
     from distill.teacher import file_sha256, find_weights
     from distill.training import new_run, resumable_epoch, resume_run
 except ModuleNotFoundError as missing:
@@ -98,6 +99,7 @@ def _new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
     data = open_data_set(value["data"])
     recipe = Recipe(
         **{**value, "losses": losses, "data": str(data.yaml)},
+        settings=parse_settings(args.set or ()),
         teacher=None if teacher is None else str(teacher),
         teacher_sha256=None if teacher is None else file_sha256(teacher),
         data_sha256=data.train_sha256,
@@ -121,6 +123,11 @@ def _new_folder(out: Path | None, stem: str) -> Path:
 
 def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
     """Refuse flags that contradict the run to resume; device and workers may change."""
+    if args.set is not None and parse_settings(args.set) != recipe.settings:
+        raise DistillError(
+            f"--set {' '.join(args.set)} contradicts the run, which has {dict(recipe.settings)}: "
+            "drop the flag, or start a new run without --resume"
+        )
     if args.out is not None:
         raise DistillError("--out and --resume exclude each other: a resumed run stays in its folder")
     for name in ("student", "data", "epochs", "imgsz", "batch", "seed", "losses", "temperature"):
@@ -182,6 +189,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_temperature,
         metavar="T",
         help=f"softens logits before they are compared ({default['temperature']:g})",
+    )
+    add(
+        "--set",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="other ultralytics training settings, such as lr0=0.002 nbs=16 mosaic=0.5 (ultralytics' defaults)",
     )
     add("--resume", type=Path, metavar="RUN", help="run folder to continue after its last complete epoch")
     add("--out", type=Path, metavar="RUN", help="new run folder (runs/distill/STUDENT, numbered)")

@@ -163,6 +163,7 @@ def test_resuming_refuses_what_would_make_it_another_run(
         (["--resume", cut, "--epochs", "9"], ("--epochs 9", "has 4")),
         (["--resume", cut, "--losses", "ld=1.0"], ("--losses ld=1.0", "without --resume")),
         (["--resume", cut, "--temperature", "4"], ("--temperature 4.0", "1.0")),
+        (["--resume", cut, "--set", "nbs=16"], ("--set nbs=16", "without --resume")),
         (["--resume", cut, "--out", "elsewhere"], ("--out", "--resume")),
         (["--resume", str(damaged)], ("state.pt", "damaged")),
         (["--resume", str(stateless)], ("nothing to resume", "no epoch")),

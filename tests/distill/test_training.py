@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from ultralytics.utils.callbacks import get_default_callbacks
 
 from distill import yolo
@@ -138,3 +139,13 @@ def test_runs_without_a_name_are_numbered(
     assert yolo.main(given) == 0
     assert (tmp_path / "runs" / "distill" / "yolov8n-2" / "student" / "student.pt").exists()
     assert "mAP50-95" in capsys.readouterr().out
+
+
+def test_a_setting_of_ultralytics_reaches_the_training_and_the_record(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert yolo.main([*arguments(out, plain=True), "--epochs", "1", "--set", "nbs=4", "lr0=0.02"]) == 0
+    args = yaml.safe_load((out / "train" / "args.yaml").read_text())
+    assert (args["nbs"], args["lr0"]) == (4, 0.02)
+    assert json.loads((out / "student" / "student.json").read_text())["settings"] == {"nbs": 4, "lr0": 0.02}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.calibration import SILU_INPUT_FLOOR
 from deploy.command import run_target
 from deploy.target import Compiled, Job, Target, input_spec
 
@@ -45,37 +46,59 @@ def compile_onnx(job: Job) -> Compiled:
 def _quantize(model: Any, job: Job) -> Any:
     """Static quantization with QDQ pairs: unsigned activations, signed weights per channel.
 
-    Signed activations run four times slower on x86. An activation's range is the mean over the calibration images of
-    each image's least and greatest value: the greatest over all images leaves too coarse a step for the rest. The
-    last convolutions, whose outputs are the raw tensors, stay float: their outputs would need QDQ pairs that clip high
-    scores.
+    Signed activations run four times slower on x86. The last convolutions, whose outputs are the raw tensors, stay
+    float: their outputs would need QDQ pairs that clip high scores.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import save_tensors_data
 
-    from deploy.graph import INPUT_NAME
-
-    last = [node.name for node in model.graph.node if _output_names(model) & set(node.output)]
+    outputs = {output.name for output in model.graph.output}
+    last = [node.name for node in model.graph.node if outputs & set(node.output)]
     with TemporaryDirectory() as folder:
-        source, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source, ranges, quantized = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
         onnx.save(model, source)
+        save_tensors_data(_measure_ranges(source, job), ranges)
         quantize_static(
             source,
             quantized,
-            _CalibrationReader(job),
+            None,
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
             nodes_to_exclude=last,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "CalibMovingAverage": True,
-                # Pixels are 0..1 whatever the images: then the quantized input is the pixel itself.
-                "TensorQuantOverrides": {INPUT_NAME: [{"rmin": np.float32(0), "rmax": np.float32(1)}]},
-            },
+            calibration_cache_path=ranges,
         )
         return onnx.load(quantized)
+
+
+def _measure_ranges(source: Path, job: Job) -> Any:
+    """Tensor name to range: the mean of the images' extremes, and what is known beforehand of some tensors.
+
+    The extremes over all images together leave too coarse a step for nearly all of them.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import TensorData, create_calibrator
+
+    from deploy.graph import INPUT_NAME
+
+    calibrator = create_calibrator(
+        source,
+        augmented_model_path=str(source.with_name("augmented.onnx")),
+        calibrate_method=CalibrationMethod.MinMax,
+        extra_options={"moving_average": True},  # over one collection this is the plain mean
+    )
+    calibrator.collect_data(_CalibrationReader(job))
+    ranges = calibrator.compute_data()
+    # Pixels are 0..1 whatever the images: then the quantized input is the pixel itself.
+    ranges[INPUT_NAME] = TensorData(lowest=np.float32(0), highest=np.float32(1))
+    for name in {node.input[0] for node in onnx.load(source).graph.node if node.op_type == "Sigmoid"}:
+        low, high = ranges[name].range_value
+        ranges[name] = TensorData(lowest=np.maximum(low, np.float32(SILU_INPUT_FLOOR)), highest=high)
+    return ranges
 
 
 class _CalibrationReader:
@@ -144,10 +167,6 @@ def _replace_input(model: Any, imgsz: int, front: list[Any]) -> None:
     model.graph.input[0].CopyFrom(pixels)
     for node in reversed(front):
         model.graph.node.insert(0, node)
-
-
-def _output_names(model: Any) -> set[str]:
-    return {output.name for output in model.graph.output}
 
 
 TARGET = Target(

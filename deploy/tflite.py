@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import OutputSpec
+from deploy.calibration import SILU_INPUT_FLOOR
 from deploy.command import run_target
 from deploy.errors import ExportError
 from deploy.runtime import default_threads
@@ -19,6 +20,7 @@ from deploy.target import Compiled, Job, Target, input_spec
 
 MODEL_FILE = "model.tflite"
 SIGNATURE = "serving_default"
+OUTPUT_PREFIX = f"{SIGNATURE}_output_"
 
 # Score 0.98: keeps high scores apart even if the calibration images hold no clear object.
 CLASS_LOGIT_CEILING = 4.0
@@ -63,7 +65,8 @@ def _quantize(model: bytes, job: Job, outputs: tuple[OutputSpec, ...]) -> bytes:
     from ai_edge_quantizer import quantizer, recipe
 
     static_int8 = recipe.static_wi8_ai8()
-    ranges = _fix_ranges(_measure_ranges(model, job, static_int8), _details(model)[0][0]["name"], outputs)
+    ranges = _mean_ranges(_measure_ranges(model, job, static_int8))
+    _fix_ranges(ranges, model, outputs)
     worker = quantizer.Quantizer(model, static_int8)
     result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
@@ -85,27 +88,48 @@ def _measure_ranges(model: bytes, job: Job, quantization_recipe: Any) -> list[Ra
     return measured
 
 
-def _fix_ranges(measured: list[Ranges], input_name: str, outputs: tuple[OutputSpec, ...]) -> Ranges:
-    """One range per tensor: the mean of the images' extremes, and what is known beforehand of input and outputs."""
-    from deploy.graph import CLASS_LOGIT_FLOOR
+def _mean_ranges(measured: list[Ranges]) -> dict[str, dict[str, Any]]:
+    """Tensor name to range: the mean of the images' extremes; for `OUTPUT_PREFIX` the extremes of all images.
 
-    ranges: dict[str, dict[str, Any]] = {}
+    The extremes over all images together leave too coarse a step for nearly all of them; but nothing computes on the
+    outputs, so nothing gains from a finer step there.
+    """
+    ranges = {}
     for name in measured[0]:
         lows, highs = (np.stack([image[name][end] for image in measured]) for end in ("min", "max"))
-        ranges[name] = {
-            "min": lows.mean(axis=0, dtype=np.float64).astype(np.float32),
-            "max": highs.mean(axis=0, dtype=np.float64).astype(np.float32),
-        }
-    pixels = ranges[input_name]
-    ranges[input_name] = {"min": np.zeros_like(pixels["min"]), "max": np.ones_like(pixels["max"])}
-    for output in outputs:
-        # Nothing computes on the outputs, so that nothing gains from a finer step there: do not clip them.
-        low = np.min([image[output.name]["min"] for image in measured], axis=0)
-        high = np.max([image[output.name]["max"] for image in measured], axis=0)
-        if output.meaning == "class":  # the 255 steps are spent on scores that matter
-            low, high = np.maximum(low, CLASS_LOGIT_FLOOR), np.maximum(high, CLASS_LOGIT_CEILING)
-        ranges[output.name] = {"min": low.astype(np.float32), "max": high.astype(np.float32)}
+        if name.startswith(OUTPUT_PREFIX):
+            low, high = lows.min(axis=0), highs.max(axis=0)
+        else:
+            low, high = lows.mean(axis=0, dtype=np.float64), highs.mean(axis=0, dtype=np.float64)
+        ranges[name] = {"min": low.astype(np.float32), "max": high.astype(np.float32)}
     return ranges
+
+
+def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[OutputSpec, ...]) -> None:
+    """Put in what is known beforehand of the input, the class outputs and the inputs of SiLU."""
+    from deploy.graph import CLASS_LOGIT_FLOOR
+
+    # Pixels are 0..1 whatever the images: then the quantized input is pixel - 128.
+    pixels = ranges[_details(model)[0][0]["name"]]
+    pixels["min"], pixels["max"] = np.zeros_like(pixels["min"]), np.ones_like(pixels["max"])
+    for name in _sigmoid_inputs(model):
+        ranges[name]["min"] = np.maximum(ranges[name]["min"], np.float32(SILU_INPUT_FLOOR))
+    for output in outputs:
+        if output.meaning == "class":  # the 255 steps are spent on scores that matter
+            logits = ranges[output.name]
+            logits["min"] = np.maximum(logits["min"], np.float32(CLASS_LOGIT_FLOOR))
+            logits["max"] = np.maximum(logits["max"], np.float32(CLASS_LOGIT_CEILING))
+
+
+def _sigmoid_inputs(model: bytes) -> list[str]:
+    """Names of the tensors that a sigmoid reads: in this network all of them belong to a SiLU."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
+    (graph,) = content.subgraphs
+    codes = [code.builtinCode for code in content.operatorCodes]
+    sigmoids = [one for one in graph.operators if codes[one.opcodeIndex] == schema.BuiltinOperator.LOGISTIC]
+    return [graph.tensors[one.inputs[0]].name.decode() for one in sigmoids]
 
 
 def _halve(model: bytes) -> bytes:
@@ -124,7 +148,7 @@ def _outputs(model: bytes, job: Job) -> tuple[OutputSpec, ...]:
     names = {detail["name"]: detail for detail in _details(model)[1]}
     found = []
     for index, output in enumerate(job.graph.outputs):
-        name = f"{SIGNATURE}_output_{index}_output"
+        name = f"{OUTPUT_PREFIX}{index}_output"
         cells = job.imgsz // output.stride
         expected = [1, cells, cells, output.channels]
         met = names[name]["shape"].tolist() if name in names else f"only {', '.join(names)}"

@@ -113,6 +113,23 @@ def verify_bundle(
     }
 
 
+def checkpoint_detector(graph: Graph, imgsz: int) -> Detector:
+    """The float student with the thresholds that accuracy is scored at, on square input of `imgsz` pixels."""
+    manifest = Manifest(
+        engine="torch",
+        precision="fp32",
+        files={},
+        model_file="",
+        input=InputSpec("images", imgsz, imgsz),
+        outputs=graph.outputs,
+        reg_max=graph.reg_max,
+        class_names=graph.class_names,
+        student={},
+        tools={},
+    )
+    return scoring_detector(TorchEngine(graph, manifest.input), manifest)
+
+
 def scoring_detector(engine: Engine, manifest: Manifest) -> Detector:
     """A detector with the thresholds that accuracy is scored at."""
     return Detector.with_engine(engine, manifest, SCORING_CONF, SCORING_IOU, SCORING_MAX_DET, multi_label=True)
@@ -147,7 +164,7 @@ def _few(names: Sequence[str]) -> str:
 
 def _compare(bundle: Bundle, graph: Graph, dataset: DetectionDataset) -> tuple[tuple[Scores, Scores], dict[str, Drift]]:
     manifest = bundle.manifest
-    reference = scoring_detector(TorchEngine(graph, manifest.input), manifest)
+    reference = checkpoint_detector(graph, manifest.input.height)
     compiled = scoring_detector(load_engine(bundle, default_threads()), manifest)
     found: tuple[list[Detections], list[Detections]] = ([], [])
     sizes: list[tuple[int, int]] = []

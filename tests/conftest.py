@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,3 +142,156 @@ def _wait_for_banner(port: int, server: subprocess.Popen[bytes], log: Path) -> N
             time.sleep(0.05)
     server.kill()
     pytest.fail(f"sshd did not start: {log.read_text()}")
+
+
+@dataclass(frozen=True)
+class DeployedStudent:
+    """A tiny student as distill leaves it, on a data set that it detects perfectly.
+
+    Attributes:
+        run: run folder, with `student/student.pt` and `student/student.json`.
+        data_yaml: training and validation images; the labels are the student's own best detections.
+        imgsz: side of its input in pixels.
+    """
+
+    run: Path
+    data_yaml: Path
+    imgsz: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """The `.pt` file."""
+        return self.run / "student" / "student.pt"
+
+
+@pytest.fixture(scope="session")
+def deployed_student(tmp_path_factory: pytest.TempPathFactory) -> DeployedStudent:
+    """A YOLOv8-n with random but lively weights and three classes, 96 px; 8 training and 6 validation images."""
+    pytest.importorskip("ultralytics", reason="deploying needs the [train] extra")
+    import torch
+
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("deployed")
+    data_yaml = _drawn_data(root / "data")
+    run = root / "runs" / "distill" / "tiny"
+    (run / "student").mkdir(parents=True)
+    _lively_checkpoint(run / "student" / "student.pt", sorted((root / "data/images/train").iterdir()))
+    student = DeployedStudent(run, data_yaml, 96)
+    _label_with_own_detections(student)
+    record = {
+        "schema": 1,
+        "task": "detect",
+        "student": {"file": "student.pt", "sha256": hashlib.sha256(student.checkpoint.read_bytes()).hexdigest()},
+        "teacher": {"file": "teacher.pt", "sha256": "0" * 64, "parameters": 1},
+        "data": {"yaml": str(data_yaml)},
+        "imgsz": 96,
+        "losses": {"response": 1.0},
+    }
+    (run / "student" / "student.json").write_text(json.dumps(record))
+    return student
+
+
+@pytest.fixture(scope="session")
+def bundles(
+    deployed_student: DeployedStudent, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str, str], Path]]:
+    """The tiny student's bundle for an engine and a precision, made once by the command line, verified."""
+    from importlib import import_module
+
+    from deploy import tflite
+
+    root = tmp_path_factory.mktemp("bundles")
+    converted: list[bytes] = []
+    convert = tflite._convert
+
+    def convert_once(job: tflite.Job) -> bytes:
+        if not converted:
+            converted.append(convert(job))
+        return converted[0]
+
+    def bundle(engine: str, precision: str) -> Path:
+        out = root / f"{engine}-{precision}"
+        if not out.exists():
+            flags = [] if precision == "fp32" else [f"--{precision}"]
+            arguments = ["--student", str(deployed_student.run), "--out", str(out), "--max-drop", "100", *flags]
+            assert import_module(f"deploy.{engine}").main(arguments) == 0
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Converting takes most of the time, and what comes out is the same for every precision.
+        patch.setattr(tflite, "_convert", convert_once)
+        yield bundle
+
+
+def _drawn_data(root: Path) -> Path:
+    """Rectangles and discs on noise, each image of its own size and colours; labels follow later."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    random = np.random.default_rng(5)
+    for split, count in (("train", 8), ("val", 6)):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for index in range(count):
+            width, height = (int(side) for side in random.integers(70, 160, 2))
+            noise = random.normal(random.integers(40, 200), 30, (height, width, 3))
+            image = Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
+            draw = ImageDraw.Draw(image)
+            for shape in range(4):
+                x, y, side = random.integers(0, width - 30), random.integers(0, height - 30), random.integers(15, 60)
+                colour = tuple(int(value) for value in random.integers(0, 256, 3))
+                (draw.rectangle if shape % 2 else draw.ellipse)((x, y, x + side, y + side), fill=colour)
+            image.save(root / "images" / split / f"{index}.png")
+    path = root / "drawn.yaml"
+    path.write_text("train: images/train\nval: images/val\nnames: {0: red, 1: green, 2: blue}\n")
+    return path
+
+
+def _lively_checkpoint(path: Path, images: list[Path]) -> None:
+    """ultralytics' own start weights fade to nothing on the way; with these every output tells `images` apart."""
+    import torch
+    from ultralytics import __version__
+    from ultralytics.nn.tasks import DetectionModel
+
+    from deploy.calibration import network_input
+
+    torch.manual_seed(0)
+    model = DetectionModel("yolov8n.yaml", nc=3, verbose=False).eval().requires_grad_(False)
+    model.names = {0: "red", 1: "green", 2: "blue"}
+    model.args = {}
+    for module in model.model[:-1].modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    features = model(torch.cat([torch.from_numpy(network_input(image, 96)) for image in images]))[1]["feats"]
+    head = model.model[-1]
+    for level, box, classes in zip(features, head.cv2, head.cv3, strict=True):
+        for branch, bias in ((box, 0.0), (classes, -3.0)):
+            branch[-1].weight.div_(branch(level).std())
+            branch[-1].bias.fill_(bias)
+    model.half()
+    torch.save({"model": model, "ema": None, "train_args": {"imgsz": 96}, "version": __version__}, path)
+
+
+def _label_with_own_detections(student: DeployedStudent) -> None:
+    """The best detections become the truth, so that the float student scores 1 and any loss is the bundle's."""
+    import numpy as np
+
+    from deploy.graph import load_graph
+    from deploy.runtime import read_image
+    from deploy.verify import checkpoint_detector
+
+    detector = checkpoint_detector(load_graph(student.checkpoint), student.imgsz)
+    for split in ("train", "val"):
+        images = sorted((student.data_yaml.parent / "images" / split).iterdir())
+        found = [detector(image) for image in images]
+        threshold = np.sort(np.concatenate([one.scores for one in found]))[-6 * len(images)]
+        for image, one in zip(images, found, strict=True):
+            height, width = read_image(image).shape[:2]
+            scale = np.array([width, height, width, height])
+            lines = []
+            for box, score, class_id in zip(one.boxes_xyxy, one.scores, one.class_ids, strict=True):
+                if score >= threshold:
+                    fractions = np.concatenate([(box[:2] + box[2:]) / 2, box[2:] - box[:2]]) / scale
+                    lines.append(" ".join([str(class_id), *(f"{value:.9f}" for value in fractions)]))
+            label = student.data_yaml.parent / "labels" / split / f"{image.stem}.txt"
+            label.write_text("\n".join(lines))

@@ -1,0 +1,266 @@
+"""`python -m bench.studies.coco_mini`: what deploying costs in accuracy, against the checkpoint and against others.
+
+One checkpoint, six bundles (three runtimes, FP32 and INT8), ultralytics' own INT8 exports calibrated on the same
+images, and a peer's TFLite file: all scored on the same images by the same letterbox, NMS and mAP code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.accuracy import ImageTruth, paired_bootstrap, score
+from bench.errors import BenchError
+from bench.machine import machine_facts
+from bench.studies.peers import EXPORT_FORMATS, detect_decoded, export_by_ultralytics, open_decoded
+from deploy.build import build_bundle
+from deploy.calibration import evenly_spaced
+from deploy.cli import log, run_command
+from deploy.dataset import DetectionDataset, LabelledImage, load_dataset
+from deploy.graph import Graph, load_graph
+from deploy.runtime import Detections, Detector, default_threads, letterbox, load_engine, read_image
+from deploy.steps import step
+from deploy.student import Student, find_student
+from deploy.verify import checkpoint_detector, image_truths, scoring_detector
+
+ENGINES = ("onnx", "openvino", "tflite")
+TOOLS = (
+    "torch", "ultralytics", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer", "litert-torch",
+    "numpy",
+)  # fmt: skip
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scored network.
+
+    Attributes:
+        name: what it is.
+        size_bytes: of its model files.
+        detections: one entry per image; empty where it could not be made.
+        against: name of the row it is compared with; "" for none.
+        failure: why it could not be made.
+    """
+
+    name: str
+    size_bytes: int
+    detections: tuple[Detections, ...]
+    against: str = ""
+    failure: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run_command(lambda: _study(arguments), BenchError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.studies.coco_mini",
+        description="Score a checkpoint, its six bundles and others' INT8 exports on the same images.",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="data.yaml: train calibrates, val is scored")
+    parser.add_argument("--weights", type=Path, required=True, help="the .pt checkpoint")
+    parser.add_argument("--peer", type=Path, help="an INT8 .tflite with one decoded output, boxes in 0..1")
+    parser.add_argument("--imgsz", type=int, default=640, help="side of the input in pixels (default: %(default)s)")
+    parser.add_argument("--calibration-images", type=int, default=48, help="at most (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="markdown file to write (default: print to stdout)")
+    return parser
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    student = find_student(arguments.weights)
+    dataset = load_dataset(arguments.data, "val")
+    images = [read_image(image.path) for image in dataset.images]
+    truths = image_truths(dataset, [(image.shape[1], image.shape[0]) for image in images])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = _rows(arguments, student, images, Path(folder))
+        upstream = _ultralytics_val(arguments, Path(folder))
+    text = _document(arguments, dataset, rows, truths, upstream)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{arguments.out}\n")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _rows(arguments: argparse.Namespace, student: Student, images: list[Image], work: Path) -> list[Row]:
+    graph = load_graph(student.checkpoint)
+    rows = [_checkpoint_row(student, graph, arguments.imgsz, images)]
+    for engine in ENGINES:
+        for precision in ("fp32", "int8"):
+            rows.append(_bundle_row(arguments, student, engine, precision, images, work))
+    calibration_yaml = _calibration_as_val(arguments, work)
+    for export_format in EXPORT_FORMATS:
+        rows.append(_export_row(arguments, export_format, calibration_yaml, images, work))
+    if arguments.peer:
+        rows.append(_decoded_row(f"peer `{arguments.peer.name}`", arguments.peer, arguments.imgsz, images))
+    return rows
+
+
+def _checkpoint_row(student: Student, graph: Graph, imgsz: int, images: list[Image]) -> Row:
+    found = _detect("PyTorch", checkpoint_detector(graph, imgsz), images)
+    return Row("PyTorch checkpoint", student.checkpoint.stat().st_size, found)
+
+
+def _bundle_row(
+    arguments: argparse.Namespace, student: Student, engine: str, precision: str, images: list[Image], work: Path
+) -> Row:
+    bundle = build_bundle(
+        import_module(f"deploy.{engine}").TARGET,
+        student,
+        work / f"{engine}-{precision}",
+        precision=precision,
+        imgsz=arguments.imgsz,
+        calibration=arguments.data,
+        calibration_images=arguments.calibration_images,
+        verify=False,
+    )
+    detector = scoring_detector(load_engine(bundle, default_threads()), bundle.manifest)
+    found = _detect(f"{engine} {precision}", detector, images)
+    detector.close()
+    against = "PyTorch checkpoint" if precision == "fp32" else f"{engine} FP32"
+    return Row(f"{engine} {precision.upper()}", bundle.size_bytes, found, against)
+
+
+def _export_row(
+    arguments: argparse.Namespace, export_format: str, calibration_yaml: Path, images: list[Image], work: Path
+) -> Row:
+    name = f"ultralytics' own {export_format} INT8"
+    try:
+        with step(f"exporting {export_format} INT8 by ultralytics"):
+            path = export_by_ultralytics(arguments.weights, export_format, calibration_yaml, arguments.imgsz, work)
+    except BenchError as error:
+        return Row(name, 0, (), failure=str(error))
+    return _decoded_row(name, path, arguments.imgsz, images)
+
+
+def _decoded_row(name: str, path: Path, imgsz: int, images: list[Image]) -> Row:
+    model = open_decoded(path, default_threads())
+    with step(f"scoring {name}"):
+        found = tuple(detect_decoded(model, *letterbox(image, imgsz, imgsz)) for image in images)
+    files = [path] if path.is_file() else [*path.glob("*.xml"), *path.glob("*.bin")]
+    return Row(name, sum(file.stat().st_size for file in files), found, "PyTorch checkpoint")
+
+
+def _detect(name: str, detect: Callable[[Image], Detections] | Detector, images: list[Image]) -> tuple[Detections, ...]:
+    with step(f"scoring {name}"):
+        return tuple(detect(image) for image in images)
+
+
+def _calibration_as_val(arguments: argparse.Namespace, work: Path) -> Path:
+    """A writable copy of the calibration images as the `val` split, which is what ultralytics calibrates on."""
+    dataset = load_dataset(arguments.data, "train")
+    chosen = evenly_spaced(dataset.images, arguments.calibration_images)
+    _copy_images(chosen, work / "calibration")
+    return _write_yaml(work / "calibration.yaml", work / "calibration", dataset.class_names)
+
+
+def _ultralytics_val(arguments: argparse.Namespace, work: Path) -> dict[str, tuple[float, float]]:
+    """(mAP50-95, mAP50) of the checkpoint by ultralytics' own `val`: as it comes, and with square input."""
+    from ultralytics import YOLO
+
+    dataset = load_dataset(arguments.data, "val")
+    _copy_images(dataset.images, work / "validation")
+    data_yaml = _write_yaml(work / "validation.yaml", work / "validation", dataset.class_names)
+    figures = {}
+    for name, rect in (("as it comes (`rect=True`)", True), ("square input (`rect=False`)", False)):
+        with step(f"ultralytics val, {name}"):
+            metrics = YOLO(str(arguments.weights)).val(
+                data=str(data_yaml), imgsz=arguments.imgsz, batch=1, rect=rect, device="cpu", workers=0, plots=False,
+                project=str(work), name=f"val-{rect}", verbose=False,
+            )  # fmt: skip
+        figures[name] = (float(metrics.box.map), float(metrics.box.map50))
+    return figures
+
+
+def _copy_images(images: Sequence[LabelledImage], folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    for image in images:
+        shutil.copyfile(image.path, folder / "images" / image.path.name)
+        rows = zip(image.class_ids, image.boxes_xywhn, strict=True)
+        lines = [" ".join(map(str, (class_id, *box))) for class_id, box in rows]
+        (folder / "labels" / f"{image.path.stem}.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _write_yaml(path: Path, root: Path, class_names: Sequence[str]) -> Path:
+    import yaml
+
+    fields = {"path": str(root), "train": "images", "val": "images", "names": dict(enumerate(class_names))}
+    path.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    return path
+
+
+def _document(
+    arguments: argparse.Namespace,
+    dataset: DetectionDataset,
+    rows: Sequence[Row],
+    truths: Sequence[ImageTruth],
+    upstream: dict[str, tuple[float, float]],
+) -> str:
+    machine = machine_facts()
+    lines = [
+        f"| {dataset.name}, {len(dataset)} images, {arguments.imgsz} px | MB | mAP50-95 | mAP50 | against | "
+        "difference, points [95 %] |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *_table(rows, truths, len(dataset.class_names), arguments.resamples),
+        "",
+        "Same letterbox (square), NMS (IoU 0.7, 300 boxes, score above 0.001, several classes per cell) and mAP code "
+        "(the COCO definition) in every row. The interval is a paired bootstrap over the images "
+        f"({arguments.resamples} resamples). INT8 of both kinds is calibrated on the same "
+        f"{arguments.calibration_images} training images.",
+        "",
+        "| ultralytics' own `val` of the checkpoint | mAP50-95 | mAP50 |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {100 * both:.2f} | {100 * at50:.2f} |" for name, (both, at50) in upstream.items()),
+        "",
+        f"- Weights: `{arguments.weights.name}`. Data: SHA-256 of the scored images and labels `{dataset.sha256}`.",
+        f"- Machine: {machine['model']}, {machine['cores']} cores, {machine['architecture']}, {machine['system']}, "
+        f"flags {' '.join(machine['cpu_flags'])}.",
+        f"- Tools: Python {platform.python_version()}, " + ", ".join(f"{tool} {version(tool)}" for tool in TOOLS) + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Row], truths: Sequence[ImageTruth], class_count: int, resamples: int) -> list[str]:
+    by_name = {row.name: row for row in rows}
+    lines = []
+    for row in rows:
+        if row.failure:
+            lines.append(f"| {row.name} | | not made: {row.failure} | | | |")
+            continue
+        scores = score(row.detections, truths, class_count)
+        cells: list[Any] = [row.name, f"{row.size_bytes / 1e6:.1f}"]
+        cells += [f"{100 * scores.map50_95:.2f}", f"{100 * scores.map50:.2f}", row.against]
+        if row.against:
+            other = by_name[row.against].detections
+            change = paired_bootstrap(row.detections, other, truths, class_count, samples=resamples)
+            cells.append(f"{100 * change.difference:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]")
+        else:
+            cells.append("")
+        log(" | ".join(cells))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""What `deploy.runtime.Engine` promises, asked of every engine and precision, on bundles of a tiny real student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ultralytics", reason="making bundles needs the [train] extra")
+
+from deploy.bundle import ENGINES, PRECISIONS, Bundle
+from deploy.errors import EngineError
+from deploy.graph import load_graph
+from deploy.runtime import Engine, letterbox, load_engine, read_image
+from deploy.verify import TorchEngine
+
+# Largest mean distance of a raw tensor from the float student's, as a fraction of that tensor's own spread.
+CLOSE_ENOUGH = {"fp32": 1e-5, "fp16": 0.03, "int8": 0.3}
+
+
+@pytest.fixture(scope="module", params=[f"{engine}-{precision}" for engine in ENGINES for precision in PRECISIONS])
+def bundle(request: pytest.FixtureRequest, bundles: Callable[[str, str], Path]) -> Bundle:
+    return Bundle.open(bundles(*request.param.split("-")))
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Bundle) -> Iterator[Engine]:
+    opened = load_engine(bundle, threads=1)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def pixels(bundle: Bundle, deployed_student) -> np.ndarray:
+    image = deployed_student.data_yaml.parent / "images" / "val" / "2.png"
+    return letterbox(read_image(image), bundle.manifest.input.height, bundle.manifest.input.width)[0]
+
+
+def test_outputs_are_float32_cells_by_channels_in_the_manifest_order(
+    bundle: Bundle, engine: Engine, pixels: np.ndarray
+) -> None:
+    outputs = engine.infer(pixels)
+    spec = bundle.manifest.input
+    expected = [(spec.height // o.stride * (spec.width // o.stride), o.channels) for o in bundle.manifest.outputs]
+    assert [output.shape for output in outputs] == expected
+    assert {output.dtype for output in outputs} == {np.dtype(np.float32)}
+    assert [(o.meaning, o.stride) for o in bundle.manifest.outputs] == [
+        (meaning, stride) for meaning in ("box", "class") for stride in (8, 16, 32)
+    ]
+
+
+def test_the_raw_tensors_are_the_float_students(
+    bundle: Bundle, engine: Engine, pixels: np.ndarray, deployed_student
+) -> None:
+    reference = TorchEngine(load_graph(deployed_student.checkpoint), bundle.manifest.input).infer(pixels)
+    for spec, met, expected in zip(bundle.manifest.outputs, engine.infer(pixels), reference, strict=True):
+        if spec.meaning == "class":  # below a score of 0.0003 a quantized output may end
+            met, expected = np.maximum(met, -8), np.maximum(expected, -8)
+        assert expected.std() > 0.1, "a dead output would agree with anything"
+        assert np.abs(met - expected).mean() < CLOSE_ENOUGH[bundle.manifest.precision] * expected.std(), spec.name
+
+
+def test_the_same_pixels_give_the_same_numbers(engine: Engine, pixels: np.ndarray) -> None:
+    first = [output.copy() for output in engine.infer(pixels)]
+    engine.infer(255 - pixels)
+    for before, after in zip(first, engine.infer(pixels), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_other_pixels_give_other_numbers(engine: Engine, pixels: np.ndarray) -> None:
+    first = [output.copy() for output in engine.infer(pixels)]
+    for before, after in zip(first, engine.infer(255 - pixels), strict=True):
+        assert not np.array_equal(before, after)
+
+
+def test_the_pixels_are_left_as_they_were(engine: Engine, pixels: np.ndarray) -> None:
+    before = pixels.copy()
+    engine.infer(pixels)
+    np.testing.assert_array_equal(pixels, before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pixels: pixels[:, :-8],
+        lambda pixels: pixels[0],
+        lambda pixels: np.concatenate([pixels, pixels]),
+        lambda pixels: pixels.transpose(0, 3, 1, 2),
+        lambda pixels: pixels[..., :1],
+        lambda pixels: pixels.astype(np.float32),
+    ],
+    ids=["fewer rows", "no batch", "batch of two", "channels first", "grey", "float"],
+)
+def test_an_input_of_another_shape_or_type_is_refused(
+    engine: Engine, pixels: np.ndarray, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    with pytest.raises(EngineError, match=r"expected uint8 of shape \(1, 96, 96, 3\)"):
+        engine.infer(change(pixels))
+
+
+def test_it_says_what_runs(bundle: Bundle, engine: Engine) -> None:
+    facts = dict(engine.facts())
+    assert {"library", "version", "threads", "precision"} <= facts.keys()
+    assert facts["threads"] == 1
+    assert facts["precision"] == bundle.manifest.precision
+    json.dumps(facts)
+
+
+def test_a_truncated_model_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    copy = tmp_path / "cut"
+    copy.mkdir()
+    for name in bundle.manifest.files:
+        content = (bundle.path / name).read_bytes()
+        (copy / name).write_bytes(content[: len(content) // 3])
+    with pytest.raises(EngineError, match=r"refuses .*cut"):
+        load_engine(Bundle(copy, bundle.manifest), threads=1)

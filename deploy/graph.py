@@ -7,6 +7,7 @@ scores in 0..1 would have to share one int8 scale, which rounds every score to 0
 
 from __future__ import annotations
 
+import os
 import pickle
 import tempfile
 import warnings
@@ -182,12 +183,15 @@ def _read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise StudentError(f"{checkpoint} ends in {checkpoint.suffix or 'no suffix'!r}, expected a .pt checkpoint")
     if not checkpoint.is_file():
         raise StudentError(f"no checkpoint {checkpoint}: give --student a .pt file, or a folder made by distill")
+    # Deploying installs nothing by itself; ultralytics would, for a checkpoint that names a missing module.
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     from ultralytics.nn.tasks import torch_safe_load
 
     try:
         # Only the known layer classes are rebuilt: opening a checkpoint from elsewhere runs no code of its own.
         fields, _ = torch_safe_load(str(checkpoint), safe_only=True)
-    except (TypeError, RuntimeError, ImportError, AttributeError, KeyError, ValueError, EOFError) as error:
+    except (TypeError, RuntimeError, ImportError, AttributeError, KeyError, ValueError, EOFError, OSError) as error:
+        # torch reports a damaged file as any of these, by where the damage lies.
         raise StudentError(f"{checkpoint} cannot be read ({_reason(error)}): copy or train it again") from error
     except pickle.UnpicklingError as error:
         raise StudentError(f"{checkpoint} is damaged ({_reason(error)}): copy or train it again") from error

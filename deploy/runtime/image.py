@@ -31,7 +31,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as opened:
             return np.asarray(_as_rgb(ImageOps.exif_transpose(opened)))
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, ImportError) as error:
+        # ultralytics, once imported, makes Pillow look for its HEIF plugin before it gives up.
         raise DatasetError(f"{file} is not an image that Pillow reads: replace or remove it") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow raises SyntaxError for a broken PNG and OSError for a truncated JPEG.

@@ -8,6 +8,7 @@ from typing import Any
 
 from deploy.calibration import network_input
 from deploy.command import run_target
+from deploy.errors import ExportError
 from deploy.target import Compiled, Job, Target, input_spec
 
 MODEL_FILE = "model.xml"
@@ -30,7 +31,10 @@ def compile_openvino(job: Job) -> Compiled:
     if job.precision == "int8":
         model = _quantize(model, job)
     model = _with_pixel_input(model)
-    openvino.save_model(model, job.folder / MODEL_FILE, compress_to_fp16=job.precision == "fp16")
+    try:
+        openvino.save_model(model, job.folder / MODEL_FILE, compress_to_fp16=job.precision == "fp16")
+    except RuntimeError as error:  # its only word for a full disk is "iostream error"
+        raise ExportError(f"OpenVINO cannot write into {job.folder.parent} ({error}): is there space left?") from error
     return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs)
 
 

@@ -7,7 +7,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO
 
 from deploy.cli import log
 from deploy.errors import DeployError
@@ -39,17 +40,17 @@ def quiet() -> Iterator[None]:
     """Keep what libraries write to stdout and stderr, from C++ too, off the user's screen.
 
     Exporters print banners, bars and advice, some of it to stdout, where only results belong. If the block fails with
-    anything but a `DeployError` or Ctrl-C, the end of what they wrote is shown: it may hold the reason.
+    something that is not reported in one line anyway, the end of what they wrote is shown: it may hold the reason.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept:
+    with _scratch_file() as kept:
         saved = os.dup(1), os.dup(2)
+        os.dup2(kept.fileno(), 1)
+        os.dup2(kept.fileno(), 2)
         try:
-            os.dup2(kept.fileno(), 1)
-            os.dup2(kept.fileno(), 2)
             yield
-        except (DeployError, KeyboardInterrupt):
+        except (DeployError, OSError, KeyboardInterrupt):
             raise
         except BaseException:
             _restore(saved)
@@ -62,8 +63,16 @@ def quiet() -> Iterator[None]:
                 os.close(descriptor)
 
 
+def _scratch_file() -> IO[bytes]:
+    """In memory where the system can, so that a full disk does not swallow the message that says so."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("chatter"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 def _restore(saved: tuple[int, int]) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     for target, descriptor in enumerate(saved, start=1):
         os.dup2(descriptor, target)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-CLASS_NAMES = ("disc", "square", "triangle", "star")
+CLASS_NAMES = ("disc", "triangle", "star")
 WIDTH, HEIGHT = 320, 240
 
 
@@ -49,8 +49,8 @@ def draw_image(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, f
     image = _background(rng)
     rows: list[tuple[int, float, float, float, float]] = []
     placed: list[tuple[float, float, float]] = []
-    for _ in range(rng.integers(1, 8)):
-        radius = float(rng.uniform(12, 48))
+    for _ in range(rng.integers(1, 6)):
+        radius = float(rng.uniform(20, 60))
         x = float(rng.uniform(radius, WIDTH - radius))
         y = float(rng.uniform(radius, HEIGHT - radius))
         # Shapes may touch but not hide each other: a covered truth teaches nothing.
@@ -71,14 +71,14 @@ def draw_image(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, f
                 float(bottom - top) / HEIGHT,
             )
         )
-    noise = rng.normal(0, rng.uniform(2, 14), (HEIGHT, WIDTH, 3))
+    noise = rng.normal(0, rng.uniform(2, 10), (HEIGHT, WIDTH, 3))
     blurred = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1.2))))
     return Image.fromarray(np.clip(np.asarray(blurred) + noise, 0, 255).astype(np.uint8)), rows
 
 
 def _background(rng: np.random.Generator) -> Image.Image:
     """A smooth gradient between random colours, with stray lines that are no object."""
-    corners = rng.uniform(30, 225, (2, 2, 3)).astype(np.uint8)
+    corners = rng.uniform(20, 130, (2, 2, 3)).astype(np.uint8)
     image = Image.fromarray(corners).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 10)):
@@ -89,19 +89,19 @@ def _background(rng: np.random.Generator) -> Image.Image:
 
 def _outline(class_id: int, x: float, y: float, radius: float, angle: float) -> np.ndarray:
     """Corner points (n, 2) of a shape in pixels."""
-    corners = {0: 40, 1: 4, 2: 3, 3: 10}[class_id]
+    corners = (40, 3, 10)[class_id]
     angles = angle + np.arange(corners) * 2 * math.pi / corners
-    radii = np.where(np.arange(corners) % 2 == 0, radius, 0.45 * radius) if class_id == 3 else np.full(corners, radius)
+    radii = np.where(np.arange(corners) % 2 == 0, radius, 0.45 * radius) if class_id == 2 else np.full(corners, radius)
     return np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], axis=1)
 
 
 def _paint(image: Image.Image, points: np.ndarray, rng: np.random.Generator) -> None:
     outline = [(float(px), float(py)) for px, py in points]
-    ImageDraw.Draw(image).polygon(outline, fill=_colour(rng), outline=_colour(rng), width=int(rng.integers(1, 4)))
+    ImageDraw.Draw(image).polygon(outline, fill=_colour(rng, darkest=90), outline=_colour(rng), width=int(rng.integers(1, 4)))
 
 
-def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    red, green, blue = (int(v) for v in rng.integers(0, 256, 3))
+def _colour(rng: np.random.Generator, darkest: int = 0) -> tuple[int, int, int]:
+    red, green, blue = (int(v) for v in rng.integers(darkest, 256, 3))
     return red, green, blue
 
 

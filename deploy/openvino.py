@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,7 @@ def compile_openvino(job: Job) -> Compiled:
     if job.precision == "int8":
         model = _quantize(model, job)
     model = _with_pixel_input(model)
+    _number_names(model)
     try:
         openvino.save_model(model, job.folder / MODEL_FILE, compress_to_fp16=job.precision == "fp16")
     except RuntimeError as error:  # its only word for a full disk is "iostream error"
@@ -63,6 +65,14 @@ def _with_pixel_input(model: Any) -> Any:
     built = steps.build()
     built.input().set_names({PIXELS})
     return built
+
+
+def _number_names(model: Any) -> None:
+    """Rename what OpenVINO named by a counter of the whole process, so that the same model gives the same file."""
+    for index, operation in enumerate(model.get_ordered_ops()):
+        kind = operation.get_type_name()
+        if re.search(r"_\d+$", operation.get_friendly_name()) and kind != "Result":
+            operation.set_friendly_name(f"{kind}_{index}")
 
 
 TARGET = Target(

@@ -97,7 +97,9 @@ def _outline(class_id: int, x: float, y: float, radius: float, angle: float) -> 
 
 def _paint(image: Image.Image, points: np.ndarray, rng: np.random.Generator) -> None:
     outline = [(float(px), float(py)) for px, py in points]
-    ImageDraw.Draw(image).polygon(outline, fill=_colour(rng, darkest=90), outline=_colour(rng), width=int(rng.integers(1, 4)))
+    ImageDraw.Draw(image).polygon(
+        outline, fill=_colour(rng, darkest=90), outline=_colour(rng), width=int(rng.integers(1, 4))
+    )
 
 
 def _colour(rng: np.random.Generator, darkest: int = 0) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from bench.errors import BenchError
 from bench.machine import machine_facts
 from bench.studies.peers import EXPORT_FORMATS, detect_decoded, export_by_ultralytics, open_decoded
 from deploy.build import build_bundle
+from deploy.bundle import sha256_file
 from deploy.calibration import evenly_spaced
 from deploy.cli import log, run_command
 from deploy.dataset import DetectionDataset, LabelledImage, load_dataset
@@ -137,14 +138,14 @@ def _bundle_row(
     detector = scoring_detector(load_engine(bundle, default_threads()), bundle.manifest)
     found = _detect(f"{engine} {precision}", detector, images)
     detector.close()
-    against = "PyTorch checkpoint" if precision == "fp32" else f"{engine} FP32"
-    return Row(f"{engine} {precision.upper()}", bundle.size_bytes, found, against)
+    against = "PyTorch checkpoint" if precision == "fp32" else f"bundle {engine} FP32"
+    return Row(f"bundle {engine} {precision.upper()}", bundle.size_bytes, found, against)
 
 
 def _export_row(
     arguments: argparse.Namespace, export_format: str, calibration_yaml: Path, images: list[Image], work: Path
 ) -> Row:
-    name = f"ultralytics' own {export_format} INT8"
+    name = f"ultralytics {export_format} INT8"
     try:
         with step(f"exporting {export_format} INT8 by ultralytics"):
             path = export_by_ultralytics(arguments.weights, export_format, calibration_yaml, arguments.imgsz, work)
@@ -218,30 +219,50 @@ def _document(
     upstream: dict[str, tuple[float, float]],
 ) -> str:
     machine = machine_facts()
+    typed = f"python -m bench.studies.coco_mini --data {arguments.data} --weights {arguments.weights}"
     lines = [
-        f"| {dataset.name}, {len(dataset)} images, {arguments.imgsz} px | MB | mAP50-95 | mAP50 | against | "
-        "difference, points [95 %] |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *_table(rows, truths, len(dataset.class_names), arguments.resamples),
+        f"# What deploying costs: {dataset.name}",
         "",
-        "Same letterbox (square), NMS (IoU 0.7, 300 boxes, score above 0.001, several classes per cell) and mAP code "
-        "(the COCO definition) in every row. The interval is a paired bootstrap over the images "
-        f"({arguments.resamples} resamples). INT8 of both kinds is calibrated on the same "
-        f"{arguments.calibration_images} training images.",
+        f"{len(dataset)} images at {arguments.imgsz} px. Every row is scored by the same letterbox (square), NMS (IoU "
+        "0.7, at most 300 boxes, score above 0.001, several classes per cell) and mAP code (the COCO definition): "
+        "only the network differs.",
         "",
-        "| ultralytics' own `val` of the checkpoint | mAP50-95 | mAP50 |",
-        "| --- | --- | --- |",
+        "| network | MB | mAP50-95 | mAP50 | against | difference, points [95 %] |",
+        "| --- | ---: | ---: | ---: | --- | --- |",
+        *table(rows, truths, len(dataset.class_names), arguments.resamples),
+        "",
+        "The difference is in mAP50-95; its interval is a paired bootstrap over the images "
+        f"({arguments.resamples} resamples). All INT8 models that are made here are calibrated on the same "
+        f"{arguments.calibration_images} training images; how the peer was calibrated is not known.",
+        "",
+        "## ultralytics' own figure",
+        "",
+        "| `val` of the checkpoint | mAP50-95 | mAP50 |",
+        "| --- | ---: | ---: |",
         *(f"| {name} | {100 * both:.2f} | {100 * at50:.2f} |" for name, (both, at50) in upstream.items()),
         "",
-        f"- Weights: `{arguments.weights.name}`. Data: SHA-256 of the scored images and labels `{dataset.sha256}`.",
+        "It differs from the first row for two reasons. As it comes it pads an image to a rectangle, not to the square "
+        "that a compiled model takes: compare its two rows. And it interpolates between the points of the "
+        "precision-recall curve, where the COCO evaluation takes the best precision at or beyond each recall: compare "
+        "its square row with the first one above.",
+        "",
+        "## How it was measured",
+        "",
+        "```",
+        typed + (f" --peer {arguments.peer}" if arguments.peer else ""),
+        "```",
+        "",
+        f"- Weights: `{arguments.weights.name}`, SHA-256 `{sha256_file(arguments.weights)}`.",
+        f"- Images and labels: SHA-256 `{dataset.sha256}`.",
         f"- Machine: {machine['model']}, {machine['cores']} cores, {machine['architecture']}, {machine['system']}, "
-        f"flags {' '.join(machine['cpu_flags'])}.",
+        f"{' '.join(machine['cpu_flags'])}.",
         f"- Tools: Python {platform.python_version()}, " + ", ".join(f"{tool} {version(tool)}" for tool in TOOLS) + ".",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Row], truths: Sequence[ImageTruth], class_count: int, resamples: int) -> list[str]:
+def table(rows: Sequence[Row], truths: Sequence[ImageTruth], class_count: int, resamples: int) -> list[str]:
+    """Markdown lines, one per row: scores, and the difference from another row with its bootstrap interval."""
     by_name = {row.name: row for row in rows}
     lines = []
     for row in rows:

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from deploy.bundle import find_bundles
 from deploy.cli import log, run_command, unused_path, whole_folder
+from deploy.dataset import IMAGE_SUFFIXES, image_files
 from deploy.errors import BundleError, DatasetError
 from deploy.runtime import Detections, Detector, draw_detections, read_image
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,10 +61,10 @@ def _detect(arguments: argparse.Namespace) -> int:
     class_names = detector.manifest.class_names
     out = arguments.out or unused_path(Path("runs/detect") / Path(bundle).resolve().name)
     with whole_folder(out) as folder:
-        for path in paths:
+        for path, name in zip(paths, _unique_stems(paths), strict=True):
             image = read_image(path)
             detections = detector(image)
-            _save(draw_detections(image, detections, class_names), unused_path(folder / f"{path.stem}.jpg"))
+            _save(draw_detections(image, detections, class_names), folder / f"{name}.jpg")
             record = _record(path, detections, class_names)
             print(json.dumps(record) if arguments.json else _line(record))  # noqa: T201
             sys.stdout.flush()
@@ -77,7 +76,7 @@ def _image_paths(given: Sequence[Path]) -> list[Path]:
     paths: list[Path] = []
     for path in given:
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            found = image_files(path)
             if not found:
                 raise DatasetError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
             paths += found
@@ -86,6 +85,18 @@ def _image_paths(given: Sequence[Path]) -> list[Path]:
         else:
             paths.append(path)
     return paths
+
+
+def _unique_stems(paths: Sequence[Path]) -> list[str]:
+    """The files' names without suffix; a name met before gets -2, -3, …"""
+    names: list[str] = []
+    for path in paths:
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}"
+        names.append(name)
+    return names
 
 
 def _newest_bundle() -> Path:

@@ -46,7 +46,8 @@ def compile_onnx(job: Job) -> Compiled:
 def _quantize(model: Any, job: Job) -> Any:
     """Static quantization with QDQ pairs: unsigned activations, signed weights per channel.
 
-    Signed activations run four times slower on x86. The last convolutions, whose outputs are the raw tensors, stay
+    Signed activations run four times slower on x86. (Without VNNI, x86 adds pairs of products in 16 bits, which may
+    saturate: then measure there.) The last convolutions, whose outputs are the raw tensors, stay
     float: their outputs would need QDQ pairs that clip high scores.
     """
     import onnx

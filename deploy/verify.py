@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def verify_bundle(
     student, compiled = scores
     drop_points = 100 * (student.map50_95 - compiled.map50_95)
     log(f"mAP50-95 {compiled.map50_95:.4f}, the student's is {student.map50_95:.4f} ({-drop_points:+.2f} points)")
-    broken = [name for name, one in drift.items() if not math.isfinite(one.max_abs)]
+    broken = [name for name, one in drift.items() if not math.isfinite(one.mean_abs)]
     if broken:
         raise VerificationError(f"the bundle's {', '.join(broken)} is not finite: try another precision")
     if drop_points > max_drop_points:
@@ -180,11 +180,13 @@ def _compare(bundle: Bundle, graph: Graph, dataset: DetectionDataset) -> tuple[t
     compiled.close()
     truths = image_truths(dataset, sizes)
     student, bundled = (score(detections, truths, len(dataset.class_names)) for detections in found)
-    by_output = zip(graph.outputs, zip(*drifts, strict=True), strict=True)
-    return (student, bundled), {
-        output.name: Drift(float(np.mean([one[0] for one in images])), max(one[1] for one in images))
-        for output, images in by_output
-    }
+    names = [output.name for output in graph.outputs]
+    return (student, bundled), dict(zip(names, map(_overall, zip(*drifts, strict=True)), strict=True))
+
+
+def _overall(distances: Iterable[tuple[float, float]]) -> Drift:
+    means, greatest = zip(*distances, strict=True)
+    return Drift(float(np.mean(means)), float(np.max(greatest)))
 
 
 def _distance(output: OutputSpec, expected: NDArray[np.float32], met: NDArray[np.float32]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ultralytics", reason="deploying needs the [train] extra")
@@ -283,6 +284,7 @@ def test_a_wrong_command_line_exits_with_2_and_the_usage(arguments: list[str], c
 
 def _refusal(main: Main, arguments: list[str], out: Path, capfd: pytest.CaptureFixture[str]) -> str:
     """The one line that a command ends with; checks that nothing was left and nothing printed as a result."""
+    capfd.readouterr()  # a bundle made just now for this test has been told of
     assert main([*arguments, "--out", str(out)]) == 1
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -351,8 +353,8 @@ def test_a_student_whose_data_set_is_gone_asks_for_another(deployed_student, tmp
     assert "data set /gone/cells.yaml does not exist: give --calibration" in line
 
 
-def _deaf(job: Job) -> Compiled:
-    """Compile, then turn the class outputs down: a bundle that runs and finds nothing."""
+def _shifted(job: Job, shift: float) -> Compiled:
+    """Compile, then shift the class outputs: far down, the bundle runs and finds nothing."""
     import onnx
     from onnx import numpy_helper
 
@@ -362,18 +364,25 @@ def _deaf(job: Job) -> Compiled:
     biases = {made_by[f"class_p{level}"].input[2] for level in (3, 4, 5)}
     for tensor in model.graph.initializer:
         if tensor.name in biases:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) - 50, tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(shift), tensor.name))
     onnx.save(model, job.folder / compiled.model_file)
     return compiled
 
 
 def test_a_bundle_that_lost_its_accuracy_is_refused_with_both_figures(deployed_student, tmp_path: Path, capfd) -> None:
-    target = replace(deploy.onnx.TARGET, compile=_deaf)
+    target = replace(deploy.onnx.TARGET, compile=lambda job: _shifted(job, -50))
     arguments = ["--student", str(deployed_student.run)]
     line = _refusal(lambda argv: run_target(target, argv), arguments, tmp_path / "out/bundle", capfd)
     assert "points of mAP50-95 on drawn/val" in line
     assert "to 0.0000), 2 are allowed" in line
     assert run_target(target, [*arguments, "--out", str(tmp_path / "kept"), "--no-verify"]) == 0
+
+
+def test_a_bundle_whose_outputs_are_not_finite_is_refused_by_their_names(deployed_student, tmp_path, capfd) -> None:
+    target = replace(deploy.onnx.TARGET, compile=lambda job: _shifted(job, np.nan))
+    arguments = ["--student", str(deployed_student.run), "--max-drop", "100"]
+    line = _refusal(lambda argv: run_target(target, argv), arguments, tmp_path / "out/bundle", capfd)
+    assert "the bundle's class_p3, class_p4, class_p5 is not finite" in line
 
 
 def test_a_small_loss_is_refused_where_less_is_allowed(bundles, deployed_student, tmp_path: Path, capfd) -> None:

@@ -13,10 +13,9 @@ from deploy.bundle import MANIFEST_NAME, Bundle, Manifest, find_bundles, sha256_
 from deploy.cli import log, one_line
 from deploy.dataset import LabelledImage, image_files, load_dataset
 from deploy.errors import BundleError, DatasetError
+from deploy.runtime.image import image_size
 
 RUNS = Path("runs")
-_EXIF_ORIENTATION = 0x0112
-_EXIF_TURNED = (5, 6, 7, 8)  # a quarter turn: width and height change places
 
 
 @dataclass(frozen=True)
@@ -119,21 +118,8 @@ def load_images(data: Path, limit: int | None = None) -> MeasuredImages:
 
 
 def _truth(image: LabelledImage) -> ImageTruth:
-    width, height = _size(image.path)
+    width, height = image_size(image.path)
     return ImageTruth(image.boxes_xyxy(width, height), image.class_ids)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height as the image is looked at, from its header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(_EXIF_ORIENTATION) in _EXIF_TURNED
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} cannot be read as an image ({one_line(error)}): replace or remove it") from error
-    return (height, width) if turned else (width, height)
 
 
 def _content_sha256(paths: Sequence[Path]) -> str:

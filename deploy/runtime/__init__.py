@@ -4,7 +4,7 @@ from deploy.runtime.detections import Detections
 from deploy.runtime.detector import Detector, default_threads
 from deploy.runtime.draw import draw_detections
 from deploy.runtime.engine import Engine, load_engine
-from deploy.runtime.image import read_image
+from deploy.runtime.image import image_size, read_image
 from deploy.runtime.letterbox import Letterbox, letterbox
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Letterbox",
     "default_threads",
     "draw_detections",
+    "image_size",
     "letterbox",
     "load_engine",
     "read_image",

@@ -8,7 +8,7 @@ from PIL import Image
 
 from deploy.dataset import load_dataset
 from deploy.errors import DatasetError
-from deploy.runtime import read_image
+from deploy.runtime import image_size, read_image
 
 
 @pytest.fixture
@@ -131,6 +131,23 @@ def test_the_exif_orientation_is_applied_as_opencv_does(tmp_path: Path, orientat
     Image.fromarray(pixels).save(tmp_path / "x.jpg", exif=exif, quality=95)
     expected = cv2.imread(str(tmp_path / "x.jpg"))[..., ::-1]
     assert np.abs(read_image(tmp_path / "x.jpg").astype(int) - expected.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_from_the_header_is_that_of_the_pixels(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (64, 32)).save(tmp_path / "x.jpg", exif=exif)
+    height, width = read_image(tmp_path / "x.jpg").shape[:2]
+    assert image_size(tmp_path / "x.jpg") == (width, height)
+
+
+def test_a_corrupt_image_is_refused_where_ultralytics_has_changed_pillow_too(tmp_path: Path) -> None:
+    pytest.importorskip("ultralytics.utils.patches")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    for reader in (read_image, image_size):
+        with pytest.raises(DatasetError, match=r"bad\.jpg cannot be read as an image"):
+            reader(tmp_path / "bad.jpg")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 truncated"])

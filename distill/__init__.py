@@ -1,1 +1,8 @@
 """Distillation of a heavy YOLOv8 teacher into a small student: teacher + data -> ``student/``."""
+
+import os
+
+# ultralytics 8.4 sets OMP_NUM_THREADS to 1 where it is not set, before torch can count the cores: a training on the CPU
+# would leave all but one of them idle.
+if hasattr(os, "sched_getaffinity"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))

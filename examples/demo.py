@@ -67,8 +67,10 @@ def main() -> int:
 def _run(command: str, folder: Path) -> int:
     words = shlex.split(command)
     words[0] = sys.executable if words[0] == "python" else str(BIN / words[0])
-    # The demo needs no internet: ultralytics must neither look for updates nor install packages.
-    environment = {**os.environ, "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+    # The demo needs no internet: ultralytics must neither look for updates nor install packages. Left alone it would
+    # also train on a single core.
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count()), **os.environ}
+    environment |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     try:
         return subprocess.run(words, cwd=folder, env=environment, check=False).returncode
     except KeyboardInterrupt:

@@ -21,6 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
 	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	@# OpenCV's wheel links against the system's OpenGL and GLib, which a bare server may lack.
+	@$(PY) -c 'import cv2' || { echo "error: OpenCV cannot be loaded: apt-get install libgl1 libglib2.0-0"; exit 1; }
 	@touch $@
 
 demo: $(READY)
@@ -39,4 +41,4 @@ bench: $(READY)
 	$(PY) bench/run.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) demo-run
+	rm -rf $(VENV) demo-run demo-run-*

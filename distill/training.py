@@ -26,6 +26,7 @@ from distill.trainer import COPY_SUFFIX, DistillationTrainer
 
 __all__ = ["check_device", "new_run", "resumable_epoch", "resume_run"]
 
+_THREADS: Final = torch.get_num_threads()  # every core that this process may use, or what OMP_NUM_THREADS says
 _METRICS: Final = {"map50_95": "metrics/mAP50-95(B)", "map50": "metrics/mAP50(B)"}
 
 
@@ -149,6 +150,7 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
             Distillation(recipe.teacher, dict(recipe.losses), recipe.temperature)
         )
     trainer = DistillationTrainer(overrides=settings, _callbacks=attached)
+    torch.set_num_threads(_THREADS)  # choosing the CPU, ultralytics 8.4 leaves one core idle: half of a two-core board
     try:
         trainer.train()
     except torch.cuda.OutOfMemoryError as error:

@@ -15,22 +15,21 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
-BIN = Path(sys.executable).parent
 
 # The same schedule for both: 384 images give too few optimizer steps at ultralytics' nominal batch of 64.
-IMGSZ = 128
+DATA = "--data data/shapes.yaml --imgsz 128 --batch 16 --seed 0"
 SCHEDULE = "optimizer=AdamW lr0=0.001 warmup_epochs=1 nbs=16 mosaic=0"
 STEPS = (
-    ("generate 384 images of shapes", f"python {HERE / 'shapes.py'} --out data"),
+    ("generate 384 images of shapes", f"python {shlex.quote(str(HERE / 'shapes.py'))} --out data"),
     (
         "train a teacher, YOLOv8-s from scratch",
-        f"yolo detect train model=yolov8s.yaml data=data/shapes.yaml imgsz={IMGSZ} epochs=10 batch=16 seed=0"
-        f" {SCHEDULE} plots=False project={{folder}}/runs name=teacher",
+        f"python -m distill.yolo --losses none --student yolov8s.yaml {DATA} --epochs 10 --out runs/distill/teacher"
+        f" --set {SCHEDULE}",
     ),
     (
         "distil it into a YOLOv8-n",
-        "python -m distill.yolo --teacher runs/teacher/weights/best.pt --student yolov8n.yaml"
-        f" --data data/shapes.yaml --imgsz {IMGSZ} --epochs 12 --batch 16 --seed 0 --set {SCHEDULE}",
+        f"python -m distill.yolo --teacher runs/distill/teacher/student/student.pt --student yolov8n.yaml {DATA}"
+        f" --epochs 12 --set {SCHEDULE}",
     ),
     ("deploy for ONNX Runtime, float", "python -m deploy.onnx"),
     ("deploy for ONNX Runtime, int8", "python -m deploy.onnx --int8"),
@@ -38,7 +37,7 @@ STEPS = (
     ("deploy for OpenVINO, int8", "python -m deploy.openvino --int8"),
     ("deploy for TFLite, float", "python -m deploy.tflite"),
     ("deploy for TFLite, int8", "python -m deploy.tflite --int8"),
-    ("bench the six bundles on this machine", f"python {CHECKOUT / 'bench' / 'run.py'}"),
+    ("bench the six bundles on this machine", f"python {shlex.quote(str(CHECKOUT / 'bench' / 'run.py'))}"),
 )
 
 
@@ -52,8 +51,7 @@ def main() -> int:
     folder.mkdir(parents=True)
     started = time.monotonic()
     steps = [*STEPS, ("report", "python -m bench.report" + (" --open" if arguments.open else ""))]
-    for number, (title, template) in enumerate(steps, start=1):
-        command = template.replace("{folder}", str(folder))
+    for number, (title, command) in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {time.monotonic() - started:4.0f} s  {title}\n$ {' '.join(command.split())}")
         sys.stdout.flush()
         code = _run(command, folder)
@@ -66,11 +64,9 @@ def main() -> int:
 
 def _run(command: str, folder: Path) -> int:
     words = shlex.split(command)
-    words[0] = sys.executable if words[0] == "python" else str(BIN / words[0])
-    # The demo needs no internet: ultralytics must neither look for updates nor install packages. Left alone it would
-    # also train on a single core.
-    environment = {"OMP_NUM_THREADS": str(os.cpu_count()), **os.environ}
-    environment |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+    words[0] = sys.executable
+    # The demo needs no internet: ultralytics must neither look for updates nor install packages.
+    environment = {**os.environ, "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     try:
         return subprocess.run(words, cwd=folder, env=environment, check=False).returncode
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.errors import BenchError
 from bench.records import Result
@@ -206,7 +207,7 @@ def result_row(result: Result, folder: Path) -> Row:
             size_bytes=int(result.bundle["size_bytes"]),
             load_s=float(result.load_s),
         )
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError) as error:
         raise BenchError(
             f"the result in {folder} is incomplete ({type(error).__name__}: {error}): run the bench again"
         ) from error
@@ -222,10 +223,43 @@ def _check_kinds(result: Result) -> None:
     total = result.latency.total_s()
     if not total or not all(0 < seconds < math.inf for seconds in (*total, float(result.first_inference_s))):
         raise ValueError("latency samples are missing or not positive numbers")
+    for name, figure in (
+        ("load_s", result.load_s),
+        ("peak_rss_bytes", result.peak_rss_bytes),
+        ("size_bytes", result.bundle["size_bytes"]),
+    ):
+        if not 0 < figure < math.inf:
+            raise ValueError(f"{name} is {figure!r}, expected a positive number")
+    _check_machine(result.machine)
     if result.accuracy is not None:
+        for name in ("dataset", "dataset_sha256"):
+            _expect(f"accuracy.{name}", getattr(result.accuracy, name), str)
         figures = [result.accuracy.map50_95, result.accuracy.map50, *result.accuracy.per_class.values()]
         if not all(0.0 <= figure <= 1.0 for figure in figures):
             raise ValueError("an accuracy is not within 0..1")
+
+
+def _check_machine(machine: Mapping[str, Any]) -> None:
+    """Refuse facts that the report reads by name and that are not as `bench.machine` writes them."""
+    _expect("machine.emulated", machine.get("emulated"), bool, type(None))
+    states = [("machine", machine)]
+    for when in ("before", "after"):
+        _expect(f"machine.{when}", machine.get(when), Mapping, type(None))
+        states.append((f"machine.{when}", machine.get(when) or {}))
+    for where, state in states:
+        load, throttled = state.get("load_average"), state.get("throttled")
+        _expect(f"{where}.load_average", load, list, tuple, type(None))
+        for value in load or ():
+            _expect(f"{where}.load_average", value, int, float)
+        _expect(f"{where}.throttled", throttled, Mapping, type(None))
+        for key in ("now", "occurred"):
+            _expect(f"{where}.throttled.{key}", (throttled or {}).get(key), list, tuple, type(None))
+
+
+def _expect(name: str, value: object, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} is {value!r:.60}, expected {expected}")
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:

@@ -390,6 +390,20 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "accuracy of 40": (lambda f: _without(f, "accuracy", "map50_95", value=40.1), "not within 0..1"),
     "a class of no number": (lambda f: _without(f, "accuracy", "per_class", value={"a": "b"}), "is incomplete"),
     "a machine of words": (lambda f: _without(f, "machine", value="pi"), "machine is str"),
+    "a state of no names": (lambda f: _without(f, "machine", "before", value=[1]), "machine.before is [1]"),
+    "a load of words": (
+        lambda f: _without(f, "machine", "before", value={"load_average": ["busy", "1"]}),
+        "machine.before.load_average is 'busy'",
+    ),
+    "throttling of no list": (
+        lambda f: _without(f, "machine", "after", value={"throttled": {"now": 5}}),
+        "machine.after.throttled.now is 5",
+    ),
+    "a hash of no text": (lambda f: _without(f, "accuracy", "dataset_sha256", value=["c"]), "dataset_sha256 is ['c']"),
+    "a load time of nothing": (lambda f: _without(f, "load_s", value=math.nan), "load_s is nan"),
+    "memory below nothing": (lambda f: _without(f, "peak_rss_bytes", value=-5), "peak_rss_bytes is -5"),
+    "memory without end": (lambda f: _without(f, "peak_rss_bytes", value=math.inf), "peak_rss_bytes is inf"),
+    "threads without end": (lambda f: _without(f, "protocol", "threads", value=math.inf), "is incomplete"),
     "no detections archive": (lambda f: (f / "detections.npz").write_bytes(b"PK"), "is not a detections file"),
 }
 

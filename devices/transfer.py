@@ -69,13 +69,14 @@ def read_files(stream: IO[bytes], folder: Path) -> None:
     header = stream.readline()
     if not header.endswith(b"\n"):
         raise BrokenTransferError("the link was lost before anything arrived")
+    listing = _listing(header)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     # The process id lets a later run tell an abandoned folder from one that is being filled.
     partial = folder.parent / f"{folder.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         partial.mkdir()
-        for name, size, expected in json.loads(header.decode()):
+        for name, size, expected in listing:
             _read_file(stream, partial, name, size, expected)
         _sync(partial)
         _rename_unless_there(partial, folder)
@@ -95,6 +96,22 @@ def sha256(path: Path) -> str:
 def files_below(folder: Path) -> dict[str, Path]:
     """Relative name (with `/`) to path of every file below `folder`."""
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def _listing(header: bytes) -> list[tuple[str, int, str]]:
+    """Name, size and SHA-256 of every file that is announced."""
+    try:
+        listing = [(name, size, expected) for name, size, expected in json.loads(header.decode())]
+    except (ValueError, TypeError, RecursionError) as error:  # not UTF-8, not JSON, or not rows of three
+        raise BrokenTransferError(f"the list of files is malformed ({error})") from error
+    for name, size, expected in listing:
+        # bool is an int, and a NUL cannot be part of a file's name.
+        texts = isinstance(name, str) and isinstance(expected, str) and "\0" not in name
+        if not texts or type(size) is not int or size < 0:
+            raise BrokenTransferError(
+                f"the list of files has {[name, size, expected]!r:.80}, expected name, size, hash"
+            )
+    return listing
 
 
 def _read_file(stream: IO[bytes], folder: Path, name: str, size: int, expected: str) -> None:

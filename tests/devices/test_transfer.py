@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.transfer import BrokenTransferError, files_below, read_files, write_files
+from devices.transfer import MAGIC, BrokenTransferError, files_below, read_files, write_files
 
 
 @pytest.fixture
@@ -27,6 +27,17 @@ def test_every_shorter_stream_is_refused_and_leaves_nothing(stream: bytes, tmp_p
         with pytest.raises(BrokenTransferError):
             read_files(io.BytesIO(stream[:length]), tmp_path / "there" / "set")
         assert not (tmp_path / "there").exists() or list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"{oops", b"\xff\xfe", b"5", b"[5]", b'["one"]', b'[["one", 3]]', b'[["one", "3", "aa"]]', b'[["one", -1, "aa"]]',
+     b'[["one", NaN, "aa"]]', b'[[5, 0, "aa"]]', b'[["a\\u0000b", 0, "aa"]]', b'[["one", 0, null]]'],
+)  # fmt: skip
+def test_a_malformed_list_is_refused_and_leaves_nothing(header: bytes, tmp_path: Path) -> None:
+    with pytest.raises(BrokenTransferError, match="the list of files"):
+        read_files(io.BytesIO(MAGIC + header + b"\n"), tmp_path / "there" / "set")
+    assert not (tmp_path / "there").exists()
 
 
 def test_a_changed_byte_is_refused_with_the_file_named(stream: bytes, tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ def _entry(name: str, table: Any, source: Path) -> Entry:
             raise InventoryError(f"{where} has {key} = {value!r}, expected {_FIELDS[key].__name__}")
     if not table.get("host"):
         raise InventoryError(f'{where} has no host: add host = "user@host"')
+    for key in ("python", "workdir", "ssh_config"):
+        if not table.get(key, "any").strip():
+            raise InventoryError(f"{where} has {key} = {table[key]!r}, expected a path: leave it out for the default")
     if table.get("threads", 1) < 1:
         raise InventoryError(f"{where} has threads = {table['threads']}, expected at least 1")
     if not all(isinstance(tag, str) for tag in table.get("tags", [])):

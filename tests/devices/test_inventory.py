@@ -56,6 +56,9 @@ def test_the_folder_s_inventory_comes_before_the_user_s(tmp_path: Path, monkeypa
         ('[device.pi5]\nhost = "a"\nthreads = "4"', "has threads = '4', expected int"),
         ('[device.pi5]\nhost = "a"\nthreads = true', "has threads = True, expected int"),
         ('[device.pi5]\nhost = "a"\nthreads = 0', "has threads = 0, expected at least 1"),
+        ('[device.pi5]\nhost = "a"\nworkdir = ""', "has workdir = '', expected a path"),
+        ('[device.pi5]\nhost = "a"\npython = " "', "has python = ' ', expected a path"),
+        ('[device.pi5]\nhost = "a"\nssh_config = ""', "has ssh_config = '', expected a path"),
         ('[device.pi5]\nhost = "a"\ntags = [1]', "expected a list of words"),
     ],
 )

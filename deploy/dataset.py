@@ -14,6 +14,9 @@ from deploy.errors import DatasetError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+# As much as ultralytics 8.4 lets a coordinate lie outside the image.
+_TOLERANCE = 0.01
+
 
 @dataclass(frozen=True)
 class LabelledImage:
@@ -73,7 +76,9 @@ def load_dataset(data_yaml: str | Path, split: str = "val") -> DetectionDataset:
 
     Args:
         data_yaml: file with `names`, optionally `path`, and `train` / `val` entries: a folder, a text file
-            that lists images, or a list of those, relative to `path`, which is relative to the file.
+            that lists images, or a list of those, relative to `path`. A relative `path` is looked for as
+            ultralytics does, in the current folder and in its data sets folder, and last beside the file. Without
+            one, the file's own folder is meant.
         split: "train", "val" or "test".
 
     Raises:
@@ -89,7 +94,7 @@ def load_dataset(data_yaml: str | Path, split: str = "val") -> DetectionDataset:
     root = _root(fields, yaml_path)
     paths: list[Path] = []
     for entry in entries if isinstance(entries, list) else [entries]:
-        paths += _image_paths(root / str(entry), yaml_path)
+        paths += _image_paths(_below(root, str(entry)), yaml_path)
     if not paths:
         raise DatasetError(f"{yaml_path}: the {split!r} split holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = tuple(_labelled(path, len(class_names)) for path in sorted(set(paths)))
@@ -122,23 +127,51 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _class_names(fields: dict[str, Any], source: Path) -> tuple[str, ...]:
-    names = fields.get("names")
+    names, count = fields.get("names"), _class_count(fields, source)
+    if names is None and count:
+        names = [f"class_{index}" for index in range(count)]
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DatasetError(f"{source}: class ids in 'names' are {sorted(names)}, expected 0..{len(names) - 1}")
+        names = {int(key) if str(key).isdecimal() else str(key): name for key, name in names.items()}
+        if set(names) != set(range(len(names))):
+            given = ", ".join(str(key) for key in names)
+            raise DatasetError(f"{source}: class ids in 'names' are {given}, expected 0..{len(names) - 1}")
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DatasetError(f"{source} has no class names: add names: [first, second, …]")
+    if count is not None and count != len(names):
+        raise DatasetError(f"{source} has nc: {count} and {len(names)} names: correct either")
     return tuple(str(name) for name in names)
 
 
+def _class_count(fields: dict[str, Any], source: Path) -> int | None:
+    if "nc" not in fields:
+        return None
+    try:
+        count = float(fields["nc"])
+    except (TypeError, ValueError):
+        count = 0.5
+    if not count.is_integer():
+        raise DatasetError(f"{source} has nc: {fields['nc']}, expected a whole number: correct or remove it")
+    return int(count)
+
+
 def _root(fields: dict[str, Any], yaml_path: Path) -> Path:
-    root = Path(str(fields.get("path") or ""))
-    if root.is_absolute():
-        return root
+    """The folder that entries are relative to; the same one that distill trains on, wherever that finds one."""
+    if not fields.get("path"):
+        return yaml_path.parent.resolve()
+    root = Path(str(fields["path"]))
+    if root.is_absolute() or root.exists():
+        return root.resolve()
     beside = (yaml_path.parent / root).resolve()
     # ultralytics' own data files name a root below its data sets folder; it is asked only where it is installed.
-    return beside if beside.exists() or not fields.get("path") else _ultralytics_datasets_folder(beside) / root
+    known = (_ultralytics_datasets_folder(yaml_path.parent) / root).resolve()
+    return known if known.exists() or not beside.exists() else beside
+
+
+def _below(root: Path, entry: str) -> Path:
+    path = root / entry
+    # Exported data sets name ../train/images for a folder beside the file; ultralytics takes that as meant.
+    return root / entry[3:] if entry.startswith("../") and not path.exists() else path
 
 
 def _ultralytics_datasets_folder(otherwise: Path) -> Path:
@@ -153,13 +186,23 @@ def _image_paths(entry: Path, source: Path) -> list[Path]:
     if entry.is_dir():
         return image_files(entry)
     if entry.is_file() and entry.suffix == ".txt":
-        lines = [line.strip() for line in entry.read_text(encoding="utf-8").splitlines() if line.strip()]
-        paths = [entry.parent / line for line in lines]
-        for path in paths:
-            if not path.is_file():
-                raise DatasetError(f"{entry} lists {path}, which does not exist")
-        return paths
+        return _listed(entry)
     raise DatasetError(f"{source} names {entry}, which is neither a folder nor a .txt list of images")
+
+
+def _listed(source: Path) -> list[Path]:
+    """Images of a list: a path that begins with ./ is relative to the list, as ultralytics reads it."""
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{source} is not a text file: expected one path per line, in UTF-8") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    paths = [source.parent / line if line.startswith("./") else Path(line) for line in lines]
+    for path in paths:
+        if not path.is_file():
+            hint = "" if path.is_absolute() else " (begin the line with ./ where it is relative to the list)"
+            raise DatasetError(f"{source} lists {path}, which does not exist{hint}")
+    return paths
 
 
 def _label_path(image: Path) -> Path:
@@ -175,7 +218,7 @@ def _labelled(image: Path, class_count: int) -> LabelledImage:
     label = _label_path(image)
     rows: list[tuple[int, list[float]]] = []
     if label.is_file():  # an image without a label file is background
-        text = label.read_text(encoding="utf-8", errors="replace")
+        text = label.read_text(encoding="utf-8-sig", errors="replace")
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip():
                 rows.append(_label_row(line, f"{label}:{number}", class_count))
@@ -192,16 +235,17 @@ def _label_row(line: str, where: str, class_count: int) -> tuple[int, list[float
     try:
         values = [float(word) for word in line.split()]
     except ValueError:
-        raise DatasetError(f"{where} reads {line.strip()!r}, expected: class x y width height") from None
+        raise DatasetError(f"{where} reads {line.strip()[:60]!r}, expected: class x y width height") from None
     if len(values) < 5 or (len(values) > 5 and len(values) % 2 == 0):
         raise DatasetError(f"{where} has {len(values)} numbers, expected 5 (class x y width height)")
-    class_id = int(values[0])
-    if class_id != values[0] or not 0 <= class_id < class_count:
+    if not values[0].is_integer() or not 0 <= values[0] < class_count:
         raise DatasetError(f"{where} has class {values[0]:g}, expected 0..{class_count - 1}: fix the label or names")
-    box = values[1:] if len(values) == 5 else _polygon_box(values[1:])
-    if not all(np.isfinite(box)) or min(box) < 0 or max(box) > 1.01:
+    if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in values[1:]):
         raise DatasetError(f"{where} has a box outside the image ({line.strip()[:60]}), expected fractions 0..1")
-    return class_id, box
+    box = values[1:] if len(values) == 5 else _polygon_box(values[1:])
+    if min(box[2:]) < 0:
+        raise DatasetError(f"{where} has the size {min(box[2:]):g}, expected a width and height of at least 0")
+    return int(values[0]), box
 
 
 def _polygon_box(points: list[float]) -> list[float]:

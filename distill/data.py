@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image, UnidentifiedImageError
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
 from ultralytics.utils import DATASETS_DIR
 from ultralytics.utils.checks import check_file
@@ -19,6 +21,9 @@ __all__ = ["DataSet", "open_data_set"]
 
 #: ultralytics 8.4 tolerates coordinates up to 1 % outside the image and drops the image beyond that.
 _TOLERANCE = 0.01
+
+#: ultralytics 8.4 drops images with a side below this.
+_SMALLEST_PX = 10
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,9 @@ def _list_images(where: str | list[str], name: str, split: str) -> list[Path]:
     for entry in [where] if isinstance(where, str) else where:
         path = Path(entry)
         if path.is_dir():
-            images += [p for p in path.rglob("*") if p.suffix[1:].lower() in IMG_FORMATS]
+            images += [p for p in path.rglob("*") if p.suffix[1:].lower() in IMG_FORMATS and not _hidden(p, path)]
         elif path.is_file():
-            lines = (line.strip() for line in path.read_text("utf-8").splitlines())
+            lines = (line.strip() for line in _read_list(path).splitlines())
             images += [path.parent / line if line.startswith("./") else Path(line) for line in lines if line]
         else:
             raise DistillError(f"data {name!r}: {split} is {path}, which does not exist: correct the yaml")
@@ -118,13 +123,27 @@ def _list_images(where: str | list[str], name: str, split: str) -> list[Path]:
     return sorted(images)
 
 
+def _hidden(path: Path, below: Path) -> bool:
+    """Whether ultralytics passes over it: its own name or that of a folder on the way begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
+
+
+def _read_list(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DistillError(f"list of images {path} is not a text file: expected one path per line, in UTF-8") from error
+
+
 def _check_and_hash(images: list[Path], root: Path, classes: int) -> str:
     """Check every label of a split and return the split's hash."""
     digest = hashlib.sha256()
     labels = 0
     for image, label in zip(images, img2label_paths([str(p) for p in images]), strict=True):
         relative = image.relative_to(root) if image.is_relative_to(root) else image
-        text = Path(label).read_text("utf-8-sig") if Path(label).is_file() else ""
+        _check_image(image)
+        # Bytes that are no text are no numbers either: the check of the line refuses them.
+        text = Path(label).read_text("utf-8-sig", "replace") if Path(label).is_file() else ""
         labels += _check_label(text.splitlines(), Path(label), classes)
         digest.update(f"{relative.as_posix()}\t{image.stat().st_size}\n{text}\n".encode())
     if not labels:
@@ -133,6 +152,32 @@ def _check_and_hash(images: list[Path], root: Path, classes: int) -> str:
             f"expected files such as {img2label_paths([str(images[0])])[0]}"
         )
     return digest.hexdigest()
+
+
+def _check_image(path: Path) -> None:
+    """Refuse an image that ultralytics would drop from the training set, with no more than a warning."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            is_jpeg = image.format in {"JPEG", "MPO"}
+            image.verify()
+        if is_jpeg and not _ends_as_a_jpeg(path):
+            with Image.open(path) as image:
+                image.load()
+    except (UnidentifiedImageError, ModuleNotFoundError) as error:
+        # The open() that ultralytics puts into Pillow asks for pi-heif when it does not know a file.
+        raise DistillError(f"{path} cannot be read as an image: replace or remove it") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DistillError(f"{path} cannot be decoded ({_one_line(error)}): replace or remove it") from error
+    if min(width, height) < _SMALLEST_PX:
+        raise DistillError(f"{path} has {width} x {height} pixels, expected {_SMALLEST_PX} or more: remove it")
+
+
+def _ends_as_a_jpeg(path: Path) -> bool:
+    """Whether the end-of-image marker is where it belongs; Pillow's verify() does not look for it."""
+    with path.open("rb") as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read() == b"\xff\xd9"
 
 
 def _check_label(lines: Iterable[str], path: Path, classes: int) -> int:
@@ -147,12 +192,14 @@ def _check_label(lines: Iterable[str], path: Path, classes: int) -> int:
             class_id, *coordinates = (float(field) for field in fields)
         except ValueError as error:
             raise DistillError(f"{where}: {line.strip()[:60]!r} is not numbers: expected class x y w h") from error
-        if len(fields) < 5:
+        if len(fields) < 5 or (len(fields) > 5 and len(fields) % 2 == 0):
             raise DistillError(f"{where}: {len(fields)} numbers, expected 5: class x y w h, as fractions of the image")
         if not (0 <= class_id < classes and class_id.is_integer()):
             raise DistillError(f"{where}: class {class_id:g}, expected 0 to {classes - 1} as the data's names say")
         if bad := next((c for c in coordinates if not -_TOLERANCE <= c <= 1 + _TOLERANCE), None):
             raise DistillError(f"{where}: coordinate {bad:g}, expected fractions of the image from 0 to 1")
+        if len(fields) == 5 and min(coordinates[2:]) < 0:
+            raise DistillError(f"{where}: size {min(coordinates[2:]):g}, expected a width and height of at least 0")
         objects += 1
     return objects
 

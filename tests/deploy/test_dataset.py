@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,10 @@ def test_the_hash_follows_content_not_names(data: Path) -> None:
         ("0.5 0.5 0.5 0.2 0.2", "has class 0.5"),
         ("0 1.5 0.5 0.2 0.2", "box outside the image"),
         ("0 nan 0.5 0.2 0.2", "box outside the image"),
+        ("0 -0.02 0.5 0.2 0.2", "box outside the image"),
+        ("0 0.5 0.5 -0.005 0.2", "has the size -0.005"),
+        ("nan 0.5 0.5 0.2 0.2", "has class nan"),
+        ("inf 0.5 0.5 0.2 0.2", "has class inf"),
         ("0 0.5 0.5 0.2", "has 4 numbers, expected 5"),
         ("cat 0.5 0.5 0.2 0.2", "reads 'cat 0.5 0.5 0.2 0.2', expected: class x y width height"),
     ],
@@ -81,11 +86,14 @@ def test_a_bad_label_is_refused_with_file_and_line(data: Path, label: str, messa
     ("text", "message"),
     [
         ("val: images/val\n", "no class names"),
-        ("val: images/val\nnames: {0: a, 2: b}\n", r"class ids in 'names' are \[0, 2\]"),
+        ("val: images/val\nnames: {0: a, 2: b}\n", r"class ids in 'names' are 0, 2, expected 0..1"),
         ("train: images/train\nnames: [a, b]\n", "no 'val' split, it has train"),
         ("val: images/none\nnames: [a, b]\n", "neither a folder nor a .txt list"),
         ("val: labels/val\nnames: [a, b]\n", "holds no images"),
         ("val: [", "not valid YAML"),
+        ("val: images/val\nnames: [a, b]\nnc: 3\n", "has nc: 3 and 2 names"),
+        ("val: images/val\nnames: [a, b]\nnc: many\n", "has nc: many, expected a whole number"),
+        ("val: images/val\nnames: {0: a, x: b}\n", "class ids in 'names' are 0, x"),
         ("just words", "expected keys like train, val, names"),
     ],
 )
@@ -102,6 +110,50 @@ def test_a_list_file_names_the_images(data: Path) -> None:
     (data.parent / "few.txt").write_text("./images/val/7.jpg\n")
     with pytest.raises(DatasetError, match=r"lists .*7\.jpg, which does not exist"):
         load_dataset(data)
+
+
+def test_a_list_file_is_read_relative_to_itself_only_where_it_says_so(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/few.txt").write_bytes(b"\xef\xbb\xbfimages/val/0.jpg\n")
+    data.write_text("val: lists/few.txt\nnames: [a, b]\n")
+    monkeypatch.chdir(tmp_path)
+    assert [image.path for image in load_dataset(data).images] == [Path("images/val/0.jpg")]
+    monkeypatch.chdir(tmp_path / "lists")
+    with pytest.raises(DatasetError, match=r"begin the line with \./"):
+        load_dataset(data)
+
+
+def test_a_list_file_that_is_no_text_is_refused(data: Path) -> None:
+    (data.parent / "few.txt").write_bytes(b"\xff\xfe\x00")
+    data.write_text("val: few.txt\nnames: [a, b]\n")
+    with pytest.raises(DatasetError, match=r"few\.txt is not a text file"):
+        load_dataset(data)
+
+
+def test_labels_are_read_as_leniently_as_in_training(data: Path) -> None:
+    (data.parent / "labels/val/0.txt").write_bytes(b"\xef\xbb\xbf0 -0.005 1.005 0.2 0.2\n")
+    np.testing.assert_allclose(load_dataset(data).images[0].boxes_xywhn, [[-0.005, 1.005, 0.2, 0.2]])
+
+
+def test_a_relative_root_is_looked_for_where_training_looks_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "datasets", "beside"):
+        shutil.copytree(data.parent / "images", tmp_path / place / "cells/images")
+    monkeypatch.setattr("deploy.dataset._ultralytics_datasets_folder", lambda otherwise: tmp_path / "datasets")
+    (tmp_path / "beside/data.yaml").write_text("path: cells\nval: images/val\nnames: [a, b]\n")
+    monkeypatch.chdir(tmp_path / "here")
+    for place in ("here", "datasets", "beside"):
+        images = load_dataset(tmp_path / "beside/data.yaml").images
+        assert images[0].path == tmp_path / place / "cells/images/val/0.jpg"
+        shutil.rmtree(tmp_path / place / "cells")
+
+
+def test_without_names_the_classes_are_numbered_as_in_training(data: Path) -> None:
+    data.write_text("val: images/val\nnc: 2\n")
+    assert load_dataset(data).class_names == ("class_0", "class_1")
 
 
 def test_the_real_data_sets_load_whole(bccd: Path, coco_mini: Path) -> None:

@@ -121,4 +121,16 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise StudentError(f"{path} names no student file: distil the student again")
     if Path(student["file"]).name != student["file"]:
         raise StudentError(f"{path} names the file {student['file']!r}, expected a plain file name beside it")
+    _check_types(record, path)
     return record
+
+
+def _check_types(record: Mapping[str, Any], path: Path) -> None:
+    """Refuse a record whose optional fields are of another type than they are used as."""
+    for name in ("data", "teacher"):
+        if not isinstance(record.get(name), dict | None):
+            raise StudentError(f"{path} has {name} {record[name]!r}, expected an object: distil the student again")
+    texts = {"student.sha256": record["student"].get("sha256"), "data.yaml": (record.get("data") or {}).get("yaml")}
+    for name, value in texts.items():
+        if not isinstance(value, str | None):
+            raise StudentError(f"{path} has {name} {value!r}, expected a text: distil the student again")

@@ -105,6 +105,10 @@ def test_a_record_without_its_checkpoint_is_refused(tmp_path: Path) -> None:
         ('{"schema": 1}', "names no student file"),
         ('{"schema": 1, "student": {"file": 3}}', "names no student file"),
         ('{"schema": 1, "student": {"file": "../../other.pt"}}', "expected a plain file name"),
+        ('{"schema": 1, "student": {"file": "student.pt"}, "data": "x"}', "data 'x', expected an object"),
+        ('{"schema": 1, "student": {"file": "student.pt"}, "data": {"yaml": 5}}', "data.yaml 5, expected a text"),
+        ('{"schema": 1, "student": {"file": "student.pt"}, "teacher": "t"}', "teacher 't', expected an object"),
+        ('{"schema": 1, "student": {"file": "student.pt", "sha256": 7}}', "student.sha256 7, expected a text"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_refused(tmp_path: Path, text: str, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ try:
     from distill.training import new_run, resumable_epoch, resume_run
 except ModuleNotFoundError as missing:
     package = str(missing.name).partition(".")[0]
-    raise SystemExit(f"error: {package} is not installed: pip install 'edge-distill[train]'") from None
+    advice = "pip install -e '.[train]' in the checkout of edge-distill"
+    raise SystemExit(f"error: {package} is not installed: {advice}") from None
 
 __all__ = ["main"]
 
@@ -54,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"interrupted{run.how_to_continue()}\n")
         return 130
     _report(described, as_json=args.json)
-    sys.stderr.write(f"next: {_NEXT}\n")
+    # What lies outside runs/ is not found as the newest student.
+    student = "" if args.out is None else f" --student {shlex.quote(str(args.out))}"
+    sys.stderr.write(f"next: {_NEXT}{student}\n")
     return 0
 
 
@@ -82,8 +86,8 @@ class _Run:
         epochs = None if self._out is None else resumable_epoch(self._out)
         if self._out is None or epochs is None:
             return " before the first epoch was complete: nothing was kept"
-        total = read_recipe(self._out).epochs
-        return f" after {epochs} of {total} epochs: continue with python -m distill.yolo --resume {self._out}"
+        total, folder = read_recipe(self._out).epochs, shlex.quote(str(self._out))
+        return f" after {epochs} of {total} epochs: continue with python -m distill.yolo --resume {folder}"
 
 
 def _new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:

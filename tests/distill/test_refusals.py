@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from ultralytics.utils import downloads
 
 from distill import yolo
+from distill.data import open_data_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Edit = Callable[[Path], object]
@@ -86,7 +88,8 @@ def test_a_missing_package_is_named_with_what_installs_it(package: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f"error: {package} is not installed: pip install 'edge-distill[train]'\n"
+    advice = "pip install -e '.[train]' in the checkout of edge-distill"
+    assert done.stderr == f"error: {package} is not installed: {advice}\n"
 
 
 def test_a_teacher_that_is_not_there(refuse: Callable[..., str], tmp_path: Path) -> None:
@@ -232,6 +235,15 @@ def test_a_teacher_with_other_bins_is_refused_with_both(
         (lambda y: _write(y, "labels/train/0.txt", "0 0.5 nan 0.1 0.1\n"), "coordinate nan"),
         (lambda y: _write(y, "labels/train/0.txt", "0 0.5 0.1\n"), "3 numbers, expected 5"),
         (lambda y: _write(y, "labels/train/0.txt", "red 0.5 0.5 0.1 0.1\n"), "not numbers"),
+        (lambda y: _write(y, "labels/train/0.txt", "0 0.5 0.5 0.1 0.1 0.1\n"), "6 numbers, expected 5"),
+        (lambda y: _write(y, "labels/train/0.txt", "0 0.5 0.5 -0.005 0.1\n"), "size -0.005"),
+        (lambda y: (y.parent / "labels/train/0.txt").write_bytes(b"\xff\x00\x81"), "is not numbers"),
+        (lambda y: (y.parent / "images/val/0.png").write_bytes(b"no image"), "0.png cannot be read as an image"),
+        (lambda y: _cut(y.parent / "images/train/0.png"), "0.png cannot be decoded"),
+        (lambda y: _cut(_as_jpeg(y.parent / "images/train/0.png")), "0.jpg cannot be decoded"),
+        (lambda y: Image.new("RGB", (9, 64)).save(y.parent / "images/train/0.png"), "has 9 x 64 pixels"),
+        (lambda y: _listing(y, b"\xff\xfe\x00"), "list.txt is not a text file"),
+        (lambda y: y.write_text(y.read_text() + "nc: 3\n"), "must match"),
         (lambda y: [p.unlink() for p in (y.parent / "images/train").iterdir()], "no images for train"),
         (lambda y: [p.unlink() for p in (y.parent / "labels/train").iterdir()], "no labels beside"),
     ],
@@ -245,6 +257,26 @@ def test_a_data_set_that_cannot_be_learned_from(
 
 def _write(yaml: Path, name: str, text: str) -> None:
     (yaml.parent / name).write_text(text)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _as_jpeg(path: Path) -> Path:
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+    return path.with_suffix(".jpg")
+
+
+def _listing(yaml: Path, content: bytes) -> None:
+    (yaml.parent / "list.txt").write_bytes(content)
+    yaml.write_text("train: list.txt\nval: images/val\nnames: [red, blue]\n")
+
+
+def test_a_hidden_file_is_passed_over_as_ultralytics_does(toy_copy: Path) -> None:
+    (toy_copy.parent / "images/train/._0.png").write_bytes(b"left by a file manager")
+    assert open_data_set(str(toy_copy)).train_images == 10
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(

@@ -37,6 +37,8 @@ from deploy.bundle import Bundle, Manifest
 from deploy.cli import log, run_command
 from deploy.runtime import Detections, Detector, Engine, default_threads, load_engine, read_image
 
+STAGES = ("preprocess", "inference", "postprocess")
+
 # Decoded images kept in memory for the timed loop: few, because they count in the peak memory that is measured.
 _KEPT_IMAGES = 8
 _KEPT_BYTES = 32_000_000
@@ -130,7 +132,7 @@ def measure(job: Job, emit: Emit) -> None:
             "kind": "measurement",
             "load_s": load_s,
             "first_inference_s": first_inference_s,
-            "latency": {f"{name}_s": [sample[index] for sample in samples] for index, name in enumerate(_STAGES)},
+            "latency": {f"{name}_s": [sample[index] for sample in samples] for index, name in enumerate(STAGES)},
             "peak_rss_bytes": peak,
             "machine": {**machine_facts(), "before": before, "after": machine_state()},
             "executed": dict(engine.facts()),
@@ -156,12 +158,24 @@ def encode_detections(index: int, detections: Detections) -> dict[str, Any]:
 
 
 def decode_detections(record: Mapping[str, Any]) -> Detections:
-    """The inverse of `encode_detections`."""
-    return Detections(
-        np.frombuffer(base64.b64decode(record["boxes_xyxy"]), "<f4").reshape(-1, 4).astype(np.float32),
-        np.frombuffer(base64.b64decode(record["scores"]), "<f4").astype(np.float32),
-        np.frombuffer(base64.b64decode(record["class_ids"]), "<i4").astype(np.int64),
-    )
+    """The inverse of `encode_detections`.
+
+    Raises:
+        BenchError: an array is missing, is no base64, or is not as long as the others.
+    """
+    try:
+        boxes, scores, class_ids = (
+            np.frombuffer(base64.b64decode(record[name], validate=True), dtype)
+            for name, dtype in (("boxes_xyxy", "<f4"), ("scores", "<f4"), ("class_ids", "<i4"))
+        )
+        if not boxes.size == 4 * scores.size == 4 * class_ids.size:
+            raise ValueError(f"{boxes.size} sides of boxes, {scores.size} scores, {class_ids.size} classes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise BenchError(
+            f"the worker's detections of image {record.get('image')!r:.20} cannot be read "
+            f"({type(error).__name__}: {error}): run the bench again"
+        ) from error
+    return Detections(boxes.reshape(-1, 4).astype(np.float32), scores.astype(np.float32), class_ids.astype(np.int64))
 
 
 def _protocol(
@@ -190,11 +204,8 @@ def _accuracy_pass(engine: Engine, manifest: Manifest, images: Sequence[str], em
         progress.show((index + 1) / len(images))
 
 
-_STAGES = ("preprocess", "inference", "postprocess")
-
-
 def _timed(detector: Detector, image: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Seconds of each of `_STAGES` for one image."""
+    """Seconds of each of `STAGES` for one image."""
     start = time.perf_counter()
     pixels, geometry = detector.preprocess(image)
     letterboxed = time.perf_counter()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import deploy
 from bench.errors import BenchError
-from bench.measure import Job, decode_detections
+from bench.measure import STAGES, Job, decode_detections
 from deploy.bundle import MANIFEST_NAME, Bundle, sha256_file
 from deploy.runtime import Detections
 from devices import Completed, Device
@@ -43,6 +45,7 @@ _OLDEST_PYTHON = (3, 11)
 
 # A worker shows progress at least once per image; nothing takes this long but a machine that hangs.
 _SILENCE_S = 1800.0
+_SAID_CHARACTERS = 400  # of what a worker that broke off wrote last
 
 OnProgress = Callable[[str, str], None]
 
@@ -106,7 +109,7 @@ class Site:
         )
         if done.returncode != 0:
             here = {bundle_there: str(bundle.path), **dict(zip(there, map(str, images), strict=True))}
-            raise BenchError(f"{self._where}{_failure(done, here)}")
+            raise BenchError(_failure(done, here, self.device))
         return _parsed(done, len(images) if order.accuracy else 0, self._where)
 
     def check_engine(self, engine: str) -> None:
@@ -185,9 +188,13 @@ def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
         except json.JSONDecodeError:
             break  # the link was lost in the middle of a line
         if record["kind"] == "measurement":
+            _check_measurement(record, where)
             measurement = record
         elif record["kind"] == "detections":
-            detections.append(decode_detections(record))
+            try:
+                detections.append(decode_detections(record))
+            except BenchError as error:
+                raise BenchError(f"{where}{error}") from error
         ended = record["kind"] == "end"
     if measurement is None or not ended or len(detections) != expected_images:
         raise BenchError(
@@ -197,12 +204,42 @@ def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
     return Measured(measurement, tuple(detections))
 
 
-def _failure(done: Completed, host_paths: Mapping[str, str]) -> str:
-    """One line that says why a worker failed, with the names of this machine's files."""
+def _check_measurement(record: Mapping[str, Any], where: str) -> None:
+    """Refuse a record that lacks a field, or has one of another kind than the worker writes."""
+    fields: dict[str, Any] = dict.fromkeys(("latency", "machine", "executed", "tools", "protocol"), dict)
+    fields |= dict.fromkeys(("load_s", "first_inference_s", "peak_rss_bytes"), (int, float))
+    for name, kind in fields.items():
+        if not isinstance(record.get(name), kind):
+            met = f"{name} = {record[name]!r:.60}" if name in record else f"no {name}"
+            raise BenchError(f"{where}the worker's measurement has {met}: run the bench again")
+    stages = record["latency"]
+    counts = {len(samples) if _are_times(samples) else 0 for samples in stages.values()}
+    if set(stages) != {f"{stage}_s" for stage in STAGES} or len(counts) != 1 or counts == {0}:
+        raise BenchError(
+            f"{where}the worker's measurement has latency {stages!r:.60}, expected equally many times above 0 s of "
+            f"{', '.join(STAGES)}: run the bench again"
+        )
+
+
+def _are_times(samples: object) -> bool:
+    return isinstance(samples, list) and all(
+        isinstance(value, (int, float)) and 0 < value < math.inf for value in samples
+    )
+
+
+def _failure(done: Completed, host_paths: Mapping[str, str], device: Device) -> str:
+    """One line that says where, what and why a worker failed, with the names of this machine's files."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("progress ")]
-    said = lines[-1] if lines else "it was killed; most often there was not enough memory"
+    explained = bool(lines) and lines[-1].startswith("error: ")
+    said = lines[-1].removeprefix("error: ") if explained else " / ".join(lines)
     for there, here in host_paths.items():
         said = said.replace(there, here)
-    if said.startswith("error: "):
-        return said.removeprefix("error: ")
-    return f"the worker ended with exit code {done.returncode}: {said}"
+    command = shlex.join(done.argv)
+    if explained:  # the worker's own words say what to do; for a file of this machine they are enough
+        return (
+            said if device.shares_files else f"{device.name}: {said} (exit code {done.returncode}, running {command})"
+        )
+    if len(said) > _SAID_CHARACTERS:
+        said = f"… {said[-_SAID_CHARACTERS:]}"
+    said = said or "it was killed; most often there was not enough memory"
+    return f"{device.name}: {command} ended with exit code {done.returncode}: {said}"

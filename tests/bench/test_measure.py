@@ -108,6 +108,27 @@ def test_detections_survive_the_journey() -> None:
         assert found.boxes_xyxy.shape == (count, 4)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"boxes_xyxy": None}, "TypeError"),
+        ({"boxes_xyxy": 5}, "TypeError"),
+        ({"scores": "AAA"}, "padding"),
+        ({"scores": "*AAA"}, "base64"),
+        ({"class_ids": "AAAA"}, "buffer size must be a multiple"),
+        ({"scores": ""}, "4 sides of boxes, 0 scores, 1 classes"),
+    ],
+)
+def test_broken_detections_are_refused_in_one_line(change: dict[str, Any], says: str) -> None:
+    sent = Detections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.ones(1, np.int64))
+    with pytest.raises(BenchError, match=f"detections of image 3 cannot be read .*{says}.*run the bench again"):
+        decode_detections(encode_detections(3, sent) | change)
+    record = encode_detections(3, sent)
+    del record["boxes_xyxy"]
+    with pytest.raises(BenchError, match="KeyError: 'boxes_xyxy'"):
+        decode_detections(record)
+
+
 def test_a_job_survives_json_with_awkward_names() -> None:
     job = Job("/a b/$(x)\n", ("größe 日本.png", "a\nb", "\udcff.png"), threads=None, samples=3)
     assert Job.from_json(job.to_json(), "test") == job

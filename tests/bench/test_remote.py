@@ -29,6 +29,8 @@ from devices import Completed, LocalDevice
 RUN = Path(__file__).resolve().parents[2] / "bench" / "run.py"
 QUICK = ["--samples", "3", "--min-seconds", "0", "--warmup", "1", "--threads", "1"]
 
+TIMES = ("preprocess_s", "inference_s", "postprocess_s")
+
 BarePython = Callable[..., str]
 Capture = pytest.CaptureFixture[str]
 Far = Callable[..., list[str]]
@@ -134,7 +136,10 @@ def test_a_corrupt_image_has_the_name_it_has_here(far: Far, tiny_data: Path, cap
     Image.open(path).save(jpeg)
     path.unlink()
     jpeg.write_bytes(jpeg.read_bytes()[:1500])
-    assert _error(far(), capsys).startswith(f"error: tiny-onnx-fp32: far: {jpeg} cannot be decoded")
+    message = _error(far(), capsys)
+    assert message.startswith(f"error: tiny-onnx-fp32: far: {jpeg} cannot be decoded")
+    assert "(exit code 1, running " in message
+    assert message.endswith("/bench/measure.py -)")
 
 
 def test_a_missing_engine_names_the_device_and_what_to_install(
@@ -177,12 +182,24 @@ def test_no_space_there_is_one_line(far: Far, tmp_path: Path, capsys: Capture) -
     assert list((tmp_path / "work" / "bundles").iterdir()) == []
 
 
-def test_a_worker_that_is_killed_there_is_reported(far: Far, capsys: Capture) -> None:
+def test_a_worker_that_is_killed_there_is_reported(far: Far, tmp_path: Path, capsys: Capture) -> None:
     message = _error(far(first='case "$1" in *measure.py) kill -9 $$;; esac'), capsys)
-    assert message == (
-        "error: tiny-onnx-fp32: far: the worker ended with exit code 255: "
-        "it was killed; most often there was not enough memory"
+    assert message.startswith(f"error: tiny-onnx-fp32: far: {tmp_path}/launcher ")
+    assert message.endswith(
+        "/bench/measure.py - ended with exit code 255: it was killed; most often there was not enough memory"
     )
+
+
+def test_a_worker_that_breaks_names_device_command_exit_code_and_its_last_words(
+    far: Far, tmp_path: Path, capsys: Capture
+) -> None:
+    words = "seq 1000 1200 >&2; echo 'progress timing 5%' >&2; echo 'Illegal instruction' >&2; exit 7"
+    message = _error(far(first=f'case "$1" in *measure.py) {words};; esac'), capsys)
+    start, _, said = message.partition(": … ")
+    assert start.startswith(f"error: tiny-onnx-fp32: far: {tmp_path}/launcher ")
+    assert start.endswith("/bench/measure.py - ended with exit code 7")
+    assert said.endswith(" / 1199 / 1200 / Illegal instruction")
+    assert 395 <= len(said) <= 400
 
 
 def test_a_python_that_chatters_is_understood(far: Far, capsys: Capture) -> None:
@@ -239,6 +256,35 @@ def test_a_report_that_breaks_off_is_never_taken_for_whole(tiny_bundle: Path, ti
         device.length = length
         with pytest.raises(BenchError, match=r"reported \d of 6 images and then stopped"):
             site.measure(bundle, images, job, lambda stage, percent: None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("measurement", {"latency": None}, "the worker's measurement has latency = None"),
+        ("measurement", {"load_s": "soon"}, "the worker's measurement has load_s = 'soon'"),
+        ("measurement", {"latency": {"inference_s": [1.0]}}, "expected equally many times above 0 s of preprocess"),
+        ("measurement", {"latency": {name: ["a"] for name in TIMES}}, "expected equally many times"),
+        ("measurement", {"latency": {name: [0] for name in TIMES}}, "expected equally many times"),
+        ("detections", {"boxes_xyxy": "*"}, "the worker's detections of image 0 cannot be read"),
+    ],
+)
+def test_a_record_of_another_kind_is_refused_in_one_line(
+    tiny_bundle: Path, tiny_data: Path, kind: str, change: dict[str, Any], says: str
+) -> None:
+    class Lying(LocalDevice):
+        """This machine, but one kind of record is changed."""
+
+        def run(self, *arguments: Any, **options: Any) -> Completed:
+            done = super().run(*arguments, **options)
+            records = [json.loads(line) for line in done.stdout.splitlines()]
+            lines = [json.dumps(record | change if record["kind"] == kind else record) for record in records]
+            return Completed((), 0, "\n".join(lines), "")
+
+    images, job = sorted((tiny_data.parent / "images" / "val").iterdir()), {"samples": 2, "min_seconds": 0}
+    with pytest.raises(BenchError, match=says) as raised:
+        Site(Lying()).measure(Bundle.open(tiny_bundle), images, job, lambda stage, percent: None)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_device_gets_the_runtime_and_the_worker_and_nothing_of_the_host() -> None:

@@ -123,8 +123,7 @@ def measure(job: Job, emit: Emit) -> None:
     usual = bundle.manifest.thresholds
     detector = Detector.with_engine(engine, bundle.manifest, usual.conf, usual.iou, usual.max_det)
     first_inference_s = _timed(detector, images[0])[1]
-    for index in range(job.warmup):
-        _timed(detector, images[index % len(images)])
+    warmup_s = [sum(_timed(detector, images[index % len(images)])) for index in range(job.warmup)]
     samples = _timed_loop(detector, images, job)
     peak = peak_rss_bytes()  # before the accuracy pass, whose many images are no part of the deployed program
     emit(
@@ -137,7 +136,7 @@ def measure(job: Job, emit: Emit) -> None:
             "machine": {**machine_facts(), "before": before, "after": machine_state()},
             "executed": dict(engine.facts()),
             "tools": _tools(engine.facts()),
-            "protocol": _protocol(job, threads, detector, images, len(samples)),
+            "protocol": _protocol(job, threads, detector, images, len(samples)) | {"warmup_s": warmup_s},
         }
     )
     if job.accuracy:
@@ -263,7 +262,8 @@ def _serve(source: str) -> int:
         job = Job.from_json(_line_of_stdin(), "stdin")
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     else:
-        job = Job.from_json(Path(source).read_text(encoding="utf-8"), source)
+        # What is no text becomes characters that no JSON begins with, and is refused as such.
+        job = Job.from_json(Path(source).read_text(encoding="utf-8", errors="replace"), source)
 
     def emit(record: Mapping[str, Any]) -> None:
         output.write(json.dumps(record) + "\n")

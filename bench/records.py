@@ -77,7 +77,8 @@ class Result:
         bundle: name, sha256, engine, precision, imgsz (height, width), size_bytes, student (the manifest's).
         device: name the user gave, "local" for this machine.
         machine: facts of the machine (see `bench.machine`).
-        protocol: threads, warmup, samples, conf, iou, max_det, seed-free list of what was run.
+        protocol: threads, warmup, warmup_s (seconds of each uncounted image), samples, conf, iou, max_det, seed-free
+            list of what was run.
         load_s: opening the model in a fresh process.
         first_inference_s: the first call after loading.
         latency: raw samples after the warm-up.

@@ -13,6 +13,7 @@ from bench.samples import SHOWN_IOU, SHOWN_SCORE, Sample, Tile
 
 _MANY_CLASSES = 20
 _MACHINE_FIRST = ("model", "processor", "architecture", "cores", "memory", "system", "kernel")
+_SHOWN_ELSEWHERE = ("command", "notes", "warmup_s")  # of the protocol; raw samples are for result.json
 _STAGES = (("pre", "preprocess"), ("inf", "inference"), ("post", "postprocess"))
 
 
@@ -166,7 +167,7 @@ def run_section(rows: Sequence[Row], names: Sequence[str]) -> str:
             "folder": row.folder,
             "created": result.created,
             "bundle": result.bundle,
-            "protocol": {key: value for key, value in result.protocol.items() if key not in ("command", "notes")},
+            "protocol": {key: value for key, value in result.protocol.items() if key not in _SHOWN_ELSEWHERE},
             "executed": result.executed,
             "tools": result.tools,
         }

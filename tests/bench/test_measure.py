@@ -42,6 +42,8 @@ def test_the_records_come_in_order_and_hold_every_raw_sample(tiny_bundle: Path, 
     assert measurement["machine"]["before"]["load_average"] is not None
     protocol = measurement["protocol"]
     assert (protocol["threads"], protocol["warmup"], protocol["samples"]) == (1, 2, 17)
+    assert len(protocol["warmup_s"]) == 2
+    assert min(protocol["warmup_s"]) > 0
     assert (protocol["conf"], protocol["iou"], protocol["max_det"]) == (0.25, 0.7, 300)
     assert protocol["accuracy"] == {"conf": 0.001, "iou": 0.7, "max_det": 300, "multi_label": True}
     assert json.loads(json.dumps(records)) == records
@@ -196,16 +198,21 @@ def test_a_bad_image_is_named_and_nothing_is_reported_whole(
     assert '"kind": "end"' not in done.stdout
 
 
-def test_a_missing_job_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "content"), [("none.json", None), ("model.tflite", b"\xff\xd8\x00 no text")])
+def test_a_job_that_is_missing_or_no_text_is_one_line(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     saved = os.dup(1)
     try:
-        assert main([str(tmp_path / "none.json")]) == 1
+        assert main([str(tmp_path / name)]) == 1
     finally:
         os.dup2(saved, 1)
         os.close(saved)
     err = capfd.readouterr().err
     assert err.startswith("error: ")
-    assert "none.json" in err
+    assert name in err
     assert err.count("\n") == 1
 
 

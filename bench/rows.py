@@ -10,9 +10,10 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.records import Result
+from deploy.bundle import ENGINES, PRECISIONS
 
-_ENGINE_ORDER = {"openvino": 0, "onnx": 1, "tflite": 2}
-_PRECISION_ORDER = {"fp32": 0, "fp16": 1, "int8": 2}
+_ENGINE_ORDER = {engine: place for place, engine in enumerate(ENGINES)}
+_PRECISION_ORDER = {precision: place for place, precision in enumerate(PRECISIONS)}
 Value = float | str | None
 
 

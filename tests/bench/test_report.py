@@ -20,6 +20,7 @@ from bench.accuracy import ImageDetections, ImageTruth
 from bench.detections_file import write_detections
 from bench.records import Accuracy, Latency, Result
 from bench.samples import Outcome, outcome
+from deploy.bundle import ENGINES, PRECISIONS
 
 HOSTILE = "</script><script>alert('1')</script>\"&<img src=x onerror=alert(2)>"
 CLASSES = ("RBC", "WBC")
@@ -164,6 +165,13 @@ def test_the_printed_table_and_the_json_hold_the_figures_of_the_page(
     for figures, cells in zip(printed["results"], page.cells, strict=True):
         for key, (value, _) in cells.items():
             assert ("" if figures[key] is None else str(figures[key])) == value
+
+
+def test_rows_are_in_the_order_of_the_engines_and_precisions_that_bundles_know(run: Callable[..., Path]) -> None:
+    expected = [(engine, precision) for engine in ENGINES for precision in PRECISIONS]
+    for engine, precision in reversed(expected):
+        run(bundle={"name": f"cells-{engine}-{precision}", "engine": engine, "precision": precision})
+    assert [(cells["engine"][1], cells["precision"][1]) for cells in _render().cells] == expected
 
 
 def test_the_page_needs_nothing_from_outside(run: Callable[..., Path], tmp_path: Path) -> None:

@@ -255,6 +255,18 @@ def test_a_data_set_that_cannot_be_learned_from(
     assert words in refuse(data=toy_copy)
 
 
+def test_the_next_command_names_a_student_outside_of_runs(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "student.json").write_text("{}")
+    monkeypatch.setattr(yolo, "new_run", lambda recipe, data, out: tmp_path / "student.json")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--losses", "none", "--data", str(toy_data), "--json"]
+    for more, words in (([], ""), (["--out", "my run"], " --student 'my run'")):
+        assert yolo.main([*arguments, *more]) == 0
+        assert capsys.readouterr().err.splitlines()[-1] == f"next: python -m deploy.tflite --int8{words}"
+
+
 def _write(yaml: Path, name: str, text: str) -> None:
     (yaml.parent / name).write_text(text)
 

@@ -102,11 +102,11 @@ def test_a_run_killed_after_its_last_epoch_is_only_published(
 def test_ctrl_c_says_how_to_continue(
     arguments: Arguments, interrupt_after: InterruptAfter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
+    out = tmp_path / "my run"
     interrupt_after(1)
     assert yolo.main(arguments(out)) == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == f"interrupted after 1 of 4 epochs: continue with python -m distill.yolo --resume {out}"
+    assert last == f"interrupted after 1 of 4 epochs: continue with python -m distill.yolo --resume '{out}'"
     assert (out / "train" / "weights" / "last.pt").exists()
     assert not (out / "student").exists()
 

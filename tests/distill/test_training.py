@@ -125,7 +125,7 @@ def test_json_prints_the_student_and_nothing_else(
     assert yolo.main(arguments(tmp_path / "run", "--epochs", "1", "--json", plain=True)) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["epochs"] == 1
-    assert captured.err.strip().splitlines()[-1] == "next: python -m deploy.tflite --int8"
+    assert captured.err.strip().splitlines()[-1] == f"next: python -m deploy.tflite --int8 --student {tmp_path / 'run'}"
     assert "\r" not in captured.err  # no progress bar where there is no terminal
 
 

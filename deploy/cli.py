@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,9 +32,18 @@ def run_command(command: Callable[[], int], *errors: type[Exception]) -> int:
     except reported as error:
         log(f"error: {one_line(error)}")
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        if not _is_interrupt(error):
+            raise
         log("interrupted: nothing half-written was left")
         return INTERRUPTED_EXIT_CODE
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, or what a compiled module makes of a Ctrl-C that meets it while it is imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def one_line(error: BaseException) -> str:
@@ -51,25 +61,65 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     """Give a folder to fill that becomes `destination` only once the block has ended well.
 
     Args:
-        destination: must not exist yet; its parent is created.
+        destination: must not exist yet; its parents are created where they are missing.
 
     Yields:
-        A sibling folder to write into. After any exception, Ctrl-C included, it is removed.
+        A sibling folder to write into. After any exception, Ctrl-C included, it is removed, and so are
+        the parents made for it.
 
     Raises:
         DeployError: `destination` exists.
     """
     if destination.exists() or destination.is_symlink():
         raise DeployError(f"{destination} already exists: choose another --out or remove it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in destination.parents if not parent.exists()]  # innermost first
     partial = destination.parent / f".{destination.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         yield partial
         partial.rename(destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if not destination.exists():
+            _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders up to the first one that holds something, perhaps another command's output."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def number_within(lowest: float, highest: float, text: str) -> float:
+    """A flag's number.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is no number, or not within the bounds.
+    """
+    expected = f"{text!r}: expected a number from {lowest:g} to {highest:g}"
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(expected) from None
+    if not lowest <= value <= highest:
+        raise argparse.ArgumentTypeError(expected)
+    return value
+
+
+def positive_whole_number(text: str) -> int:
+    """A flag's whole number.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is no whole number, or below 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
+    return int(text)
 
 
 def unused_path(path: Path) -> Path:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.build import DEFAULT_CALIBRATION_IMAGES, DEFAULT_MAX_DROP_POINTS, build_bundle
 from deploy.calibration import YAML_SUFFIXES
-from deploy.cli import log, run_command, unused_path
+from deploy.cli import log, number_within, positive_whole_number, run_command, unused_path
+from deploy.errors import CalibrationError
 from deploy.student import find_student
 from deploy.target import Target
 
@@ -24,7 +26,13 @@ def run_target(target: Target, argv: Sequence[str] | None) -> int:
     return run_command(lambda: _deploy(target, arguments))
 
 
+def _check_calibration(source: Path | None) -> None:
+    if source is not None and not source.exists():
+        raise CalibrationError(f"no --calibration {source}: check the path of the data.yaml or the folder of images")
+
+
 def _deploy(target: Target, arguments: argparse.Namespace) -> int:
+    _check_calibration(arguments.calibration)
     student = find_student(arguments.student)
     default = Path("runs/deploy") / f"{student.name}-{target.engine}-{arguments.precision}"
     bundle = build_bundle(
@@ -43,7 +51,9 @@ def _deploy(target: Target, arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps({**fields, "manifest": json.loads(bundle.manifest.to_json())}) + "\n")
     else:
         sys.stdout.write(f"{bundle.path}\n")
-    log("next: python bench/run.py")
+    # What lies outside runs/ is not found as the newest bundle.
+    given = "" if arguments.out is None else f" --bundle {shlex.quote(str(arguments.out))}"
+    log(f"next: python bench/run.py{given}")
     return 0
 
 
@@ -71,12 +81,14 @@ def _parser(target: Target) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--calibration-images",
-        type=_positive,
+        type=positive_whole_number,
         default=DEFAULT_CALIBRATION_IMAGES,
         metavar="N",
         help="how many of them at most, chosen evenly (default: %(default)s)",
     )
-    parser.add_argument("--imgsz", type=_positive, help="side of the input in pixels (default: the student's)")
+    parser.add_argument(
+        "--imgsz", type=positive_whole_number, help="side of the input in pixels (default: the student's)"
+    )
     parser.add_argument(
         "--out", type=Path, help="bundle folder to make (default: runs/deploy/STUDENT-ENGINE-PRECISION)"
     )
@@ -92,15 +104,5 @@ def _parser(target: Target) -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
 def _points(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 100.0:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0..100 points")
-    return value
+    return number_within(0.0, 100.0, text)

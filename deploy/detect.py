@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import find_bundles
-from deploy.cli import log, run_command, unused_path, whole_folder
+from deploy.cli import log, number_within, positive_whole_number, run_command, unused_path, whole_folder
 from deploy.dataset import IMAGE_SUFFIXES, image_files
 from deploy.errors import BundleError, DatasetError
 from deploy.runtime import Detections, Detector, draw_detections, read_image
@@ -34,24 +34,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder for the drawn images (default: runs/detect/BUNDLE)")
     parser.add_argument("--conf", type=_fraction, help="lowest score, 0..1 (default: the bundle's, 0.25)")
     parser.add_argument("--iou", type=_fraction, help="NMS overlap, 0..1 (default: the bundle's, 0.7)")
-    parser.add_argument("--max-det", type=_positive, help="most detections an image (default: the bundle's, 300)")
-    parser.add_argument("--threads", type=_positive, help="threads of one inference (default: all processors)")
+    parser.add_argument(
+        "--max-det", type=positive_whole_number, help="most detections an image (default: the bundle's, 300)"
+    )
+    parser.add_argument(
+        "--threads", type=positive_whole_number, help="threads of one inference (default: all processors)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image instead of text")
     return parser
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0..1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    return number_within(0.0, 1.0, text)
 
 
 def _detect(arguments: argparse.Namespace) -> int:

@@ -140,8 +140,19 @@ def test_bad_input_to_detect_is_one_line_and_leaves_nothing(
     assert "already exists" in _refused([*common, "good.png"], capsys)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--conf", "2", "x.jpg"], ["--threads", "0", "x.jpg"], ["--nms", "x.jpg"]])
-def test_wrong_usage_of_detect_exits_2(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "images"),
+        (["--conf", "2", "x.jpg"], "'2': expected a number from 0 to 1"),
+        (["--iou", "abc", "x.jpg"], "'abc': expected a number from 0 to 1"),
+        (["--threads", "0", "x.jpg"], "'0': expected a whole number, at least 1"),
+        (["--max-det", "few", "x.jpg"], "'few': expected a whole number, at least 1"),
+        (["--nms", "x.jpg"], "--nms"),
+    ],
+)
+def test_wrong_usage_of_detect_exits_2_and_says_what_is_expected(arguments: list[str], words: str, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         detect.main(arguments)
     assert caught.value.code == 2
+    assert words in capsys.readouterr().err

@@ -24,6 +24,7 @@ import deploy.onnx
 import deploy.tflite
 from deploy import build
 from deploy.bundle import ENGINES, PRECISIONS, Bundle, sha256_file
+from deploy.cli import run_command, whole_folder
 from deploy.command import run_target
 from deploy.runtime import Detector
 from deploy.target import Compiled, Job, Target
@@ -193,10 +194,12 @@ def test_the_newest_student_is_deployed_to_a_named_folder_and_the_next_command_t
 
 
 def test_json_prints_the_manifest_and_nothing_else(deployed_student, tmp_path: Path, capfd) -> None:
-    out = tmp_path / "bundle"
+    out = tmp_path / "my bundle"
     assert deploy.onnx.main(["--student", str(deployed_student.run), "--out", str(out), "--json", "--no-verify"]) == 0
-    printed = json.loads(capfd.readouterr().out)
+    streams = capfd.readouterr()
+    printed = json.loads(streams.out)
     assert printed["bundle"] == str(out)
+    assert streams.err.splitlines()[-1] == f"next: python bench/run.py --bundle '{out}'"
     assert printed["size_bytes"] == (out / "model.onnx").stat().st_size
     assert printed["manifest"] == json.loads((out / "manifest.json").read_text())
     assert printed["manifest"]["verified"] is None
@@ -262,24 +265,27 @@ def test_help_needs_no_exporter(engine: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "words"),
     [
-        ["--int8", "--fp16"],
-        ["--imgsz", "large"],
-        ["--imgsz", "0"],
-        ["--max-drop", "-1"],
-        ["--max-drop", "nan"],
-        ["--calibration-images", "0", "--int8"],
-        ["--calibration", "some/folder"],
-        ["--quantize"],
-        ["extra"],
+        (["--int8", "--fp16"], "not allowed with"),
+        (["--imgsz", "large"], "'large': expected a whole number, at least 1"),
+        (["--imgsz", "0"], "'0': expected a whole number, at least 1"),
+        (["--max-drop", "much"], "'much': expected a number from 0 to 100"),
+        (["--max-drop", "-1"], "'-1': expected a number from 0 to 100"),
+        (["--max-drop", "nan"], "'nan': expected a number from 0 to 100"),
+        (["--calibration-images", "0", "--int8"], "'0': expected a whole number, at least 1"),
+        (["--calibration", "some/folder"], "of use with --int8 alone"),
+        (["--quantize"], "--quantize"),
+        (["extra"], "extra"),
     ],
 )
-def test_a_wrong_command_line_exits_with_2_and_the_usage(arguments: list[str], capsys) -> None:
+def test_a_wrong_command_line_exits_with_2_and_the_usage(arguments: list[str], words: str, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         deploy.onnx.main(arguments)
     assert ended.value.code == 2
-    assert "usage: python -m deploy.onnx" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "usage: python -m deploy.onnx" in told
+    assert words in told
 
 
 def _refusal(main: Main, arguments: list[str], out: Path, capfd: pytest.CaptureFixture[str]) -> str:
@@ -309,7 +315,10 @@ def test_an_existing_output_is_refused_and_left_alone(engine: str, deployed_stud
     [
         (["--student", "nothing.pt"], "no student nothing.pt"),
         (["--student", "STUDENT", "--imgsz", "100"], "image size 100 is not a multiple of 32: give --imgsz 96"),
-        (["--student", "STUDENT", "--int8", "--calibration", "nothing.yaml"], "no data set file nothing.yaml"),
+        (
+            ["--student", "STUDENT", "--int8", "--calibration", "nothing.yaml"],
+            "no --calibration nothing.yaml: check the path",
+        ),
         (["--student", "STUDENT", "--int8", "--calibration", "VAL"], "6 of 6 calibration images are validation images"),
         (["--student", "STUDENT", "--int8", "--calibration", "EMPTY"], "holds no images"),
         (["--student", "BARE", "--int8"], "has no student.json that names its training images"),
@@ -408,6 +417,26 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(deployed_student, tmp_path: 
     assert "No space left on device" in line
 
 
+def test_parent_folders_made_for_an_output_go_with_it_when_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+
+    def fail(beside: Path | None) -> None:
+        with whole_folder(tmp_path / "mine/a/b/bundle"):
+            if beside is not None:
+                beside.touch()
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        fail(None)
+    assert _left(tmp_path) == ["mine"]
+    with pytest.raises(OSError, match="no space"):
+        fail(tmp_path / "mine/a/others")
+    assert _left(tmp_path / "mine") == ["a", "others"]
+    with whole_folder(tmp_path / "c/bundle"):
+        pass
+    assert (tmp_path / "c/bundle").is_dir()
+
+
 def test_a_fault_of_the_tools_shows_what_they_wrote_and_leaves_nothing(deployed_student, tmp_path, capfd) -> None:
     with pytest.raises(ZeroDivisionError):
         run_target(
@@ -426,6 +455,16 @@ def test_a_missing_tool_is_named(engine: str, deployed_student, tmp_path: Path, 
     assert "pip install 'edge-distill[train]'" in line
 
 
+def test_ctrl_c_while_an_engine_is_imported_is_an_interruption_and_a_broken_engine_is_not(capsys) -> None:
+    def importing(cause: BaseException) -> int:
+        raise ImportError("initialization failed") from cause
+
+    assert run_command(lambda: importing(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+    with pytest.raises(ImportError, match="initialization failed"):
+        run_command(lambda: importing(ValueError()))
+
+
 def test_ctrl_c_ends_with_130_and_leaves_nothing(deployed_student, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "deploy.openvino", "--int8", "--student", str(deployed_student.run)]
@@ -441,7 +480,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(deployed_student, tmp_path: Pat
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1] == "interrupted: nothing half-written was left"
     assert "Traceback" not in err

@@ -484,7 +484,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(deployed_student, tmp_path: Pat
     assert out == ""
     assert err.splitlines()[-1] == "interrupted: nothing half-written was left"
     assert "Traceback" not in err
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 # Real data ----------------------------------------------------------------------------------------------------------

@@ -23,13 +23,13 @@ STEPS = (
     ("generate 384 images of shapes", f"python {shlex.quote(str(HERE / 'shapes.py'))} --out data"),
     (
         "train a teacher, YOLOv8-s from scratch",
-        f"python -m distill.yolo --losses none --student yolov8s.yaml {DATA} --epochs 10 --out runs/distill/teacher"
+        f"python -m distill.yolo --losses none --student yolov8s.yaml {DATA} --epochs 9 --out runs/distill/teacher"
         f" --set {SCHEDULE}",
     ),
     (
         "distil it into a YOLOv8-n",
         f"python -m distill.yolo --teacher runs/distill/teacher/student/student.pt --student yolov8n.yaml {DATA}"
-        f" --epochs 12 --set {SCHEDULE}",
+        f" --epochs 10 --set {SCHEDULE}",
     ),
     ("deploy for ONNX Runtime, float", "python -m deploy.onnx"),
     ("deploy for ONNX Runtime, int8", "python -m deploy.onnx --int8"),

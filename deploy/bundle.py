@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 ENGINES = ("onnx", "openvino", "tflite")
 PRECISIONS = ("fp32", "fp16", "int8")
+LAYOUTS = ("NHWC", "NCHW")
+INPUT_DTYPES = ("uint8", "float32", "int8")
+MEANINGS = ("box", "class")
+INPUT_MULTIPLE = 32  # the coarsest stride of the pyramid
+
+# A field, the value met, whether that will do, and what would.
+_Condition = tuple[str, object, bool, str]
 
 
 @dataclass(frozen=True)
@@ -122,15 +130,18 @@ class Manifest:
             source: what to call it in errors.
 
         Raises:
-            BundleError: not JSON, another schema, or a field missing or unknown.
+            BundleError: not JSON, another schema, or a field missing, unknown, or of a wrong type or value.
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise BundleError(f"{source} is not valid JSON ({error}): make the bundle again") from error
         if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
             met = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
             raise BundleError(f"{source} has schema {met!r}, this version reads {SCHEMA}: make the bundle again")
+        names = fields.get("class_names")
+        if isinstance(names, str):  # would pass for a list of its letters
+            raise _wrong(source, "class_names", names, "a list of strings")
         try:
             manifest = Manifest(
                 **{
@@ -149,6 +160,9 @@ class Manifest:
     def _check(self, source: str) -> None:
         if self.engine not in ENGINES:
             raise BundleError(f"{source} names engine {self.engine!r}, known are {', '.join(ENGINES)}")
+        for field, met, fits, expected in _conditions(self):
+            if not fits:
+                raise _wrong(source, field, met, expected)
         if self.model_file not in self.files:
             raise BundleError(f"{source} names model file {self.model_file!r} but lists no hash for it")
         for name in self.files:
@@ -223,3 +237,82 @@ def find_bundles(root: Path) -> list[Path]:
     """Bundle folders below `root`, newest first, unfinished ones left out."""
     manifests = [path for path in root.rglob(MANIFEST_NAME) if not path.parent.name.startswith(".")]
     return [path.parent for path in sorted(manifests, key=lambda p: (-p.stat().st_mtime_ns, str(p)))]
+
+
+def _wrong(source: str, field: str, met: object, expected: str) -> BundleError:
+    shown = repr(met) if len(repr(met)) <= 60 else repr(met)[:59] + "…"
+    return BundleError(f"{source}: {field} is {shown}, expected {expected}: make the bundle again")
+
+
+def _conditions(manifest: Manifest) -> Iterator[_Condition]:
+    """What a manifest must fulfil, lazily: each one may rely on those before it."""
+    thresholds, names = manifest.thresholds, manifest.class_names
+    yield "precision", manifest.precision, manifest.precision in PRECISIONS, _one_of(PRECISIONS)
+    yield "task", manifest.task, manifest.task == "detect", "'detect'"
+    yield "files", manifest.files, _is_text_map(manifest.files), "file names with their SHA-256"
+    yield "model_file", manifest.model_file, _is_text(manifest.model_file), "a file name"
+    yield "reg_max", manifest.reg_max, _is_whole(manifest.reg_max, 2), "a whole number of at least 2"
+    yield "class_names", names, bool(names) and all(map(_is_text, names)), "a list of strings, not empty"
+    yield from _input_conditions(manifest.input)
+    yield from _output_conditions(manifest)
+    for name, value in (("conf", thresholds.conf), ("iou", thresholds.iou)):
+        yield f"thresholds.{name}", value, _is_number(value) and 0 <= value <= 1, "a number in 0..1"
+    yield "thresholds.max_det", thresholds.max_det, _is_whole(thresholds.max_det, 1), "a whole number of at least 1"
+    yield "student", manifest.student, _is_map(manifest.student), "an object"
+    yield "tools", manifest.tools, _is_text_map(manifest.tools), "names with their versions"
+    for name, record in (("calibration", manifest.calibration), ("verified", manifest.verified)):
+        yield name, record, record is None or _is_map(record), "an object or null"
+    yield "data_yaml", manifest.data_yaml, manifest.data_yaml is None or _is_text(manifest.data_yaml), "a path or null"
+
+
+def _input_conditions(spec: InputSpec) -> Iterator[_Condition]:
+    yield "input.name", spec.name, _is_text(spec.name), "a string"
+    for name, side in (("height", spec.height), ("width", spec.width)):
+        fits = _is_whole(side, INPUT_MULTIPLE) and side % INPUT_MULTIPLE == 0
+        yield f"input.{name}", side, fits, f"a positive multiple of {INPUT_MULTIPLE}"
+    yield "input.layout", spec.layout, spec.layout in LAYOUTS, _one_of(LAYOUTS)
+    yield "input.dtype", spec.dtype, spec.dtype in INPUT_DTYPES, _one_of(INPUT_DTYPES)
+    yield "input.scale", spec.scale, _is_number(spec.scale) and spec.scale > 0, "a number above 0"
+    fits = _is_whole(spec.pad_value, 0) and spec.pad_value <= 255
+    yield "input.pad_value", spec.pad_value, fits, "a whole number in 0..255"
+
+
+def _output_conditions(manifest: Manifest) -> Iterator[_Condition]:
+    outputs = manifest.outputs
+    yield "outputs", list(outputs), bool(outputs), "the tensors of the head"
+    for index, output in enumerate(outputs):
+        field = f"outputs[{index}]"
+        yield f"{field}.name", output.name, _is_text(output.name), "a string"
+        yield f"{field}.meaning", output.meaning, output.meaning in MEANINGS, _one_of(MEANINGS)
+        yield f"{field}.layout", output.layout, output.layout in LAYOUTS, _one_of(LAYOUTS)
+        yield f"{field}.stride", output.stride, _is_whole(output.stride, 1), "a whole number of at least 1"
+        count = 4 * manifest.reg_max if output.meaning == "box" else len(manifest.class_names)
+        fits = _is_whole(output.channels, count) and output.channels == count
+        yield f"{field}.channels", output.channels, fits, f"{count} for {output.meaning!r}"
+    for stride in sorted({output.stride for output in outputs}):
+        met = sorted(output.meaning for output in outputs if output.stride == stride)
+        yield f"outputs of stride {stride}", met, met == list(MEANINGS), "one 'box' and one 'class'"
+
+
+def _one_of(known: tuple[str, ...]) -> str:
+    return "one of " + ", ".join(known)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_map(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text_map(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))

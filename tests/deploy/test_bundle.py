@@ -88,6 +88,63 @@ def test_an_unknown_engine_is_answered_with_the_known_ones(tmp_path: Path) -> No
         Bundle.open(folder)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("precision", "int4", "precision is 'int4', expected one of fp32, fp16, int8"),
+        ("task", "segment", "task is 'segment', expected 'detect'"),
+        ("files", ["model.onnx"], r"files is \['model.onnx'\], expected file names"),
+        ("files", {"model.onnx": 5}, r"files is \{'model.onnx': 5\}, expected file names"),
+        ("model_file", ["model.onnx"], "model_file is .*, expected a file name"),
+        ("reg_max", 1, "reg_max is 1, expected a whole number of at least 2"),
+        ("reg_max", 16.5, "reg_max is 16.5, expected"),
+        ("class_names", "ab", "class_names is 'ab', expected a list of strings"),
+        ("class_names", ["a", 7], r"class_names is \('a', 7\), expected a list of strings"),
+        ("input.height", -64, "input.height is -64, expected a positive multiple of 32"),
+        ("input.width", 65, "input.width is 65, expected a positive multiple of 32"),
+        ("input.width", "64", "input.width is '64', expected"),
+        ("input.height", True, "input.height is True, expected"),
+        ("input.layout", "HWC", "input.layout is 'HWC', expected one of NHWC, NCHW"),
+        ("input.dtype", "complex64", "input.dtype is 'complex64', expected one of uint8, float32, int8"),
+        ("input.scale", 0, "input.scale is 0, expected a number above 0"),
+        ("input.scale", float("nan"), "input.scale is nan, expected a number above 0"),
+        ("input.pad_value", 256, r"input.pad_value is 256, expected a whole number in 0\.\.255"),
+        ("outputs", [], r"outputs is \[\], expected the tensors"),
+        ("outputs.1.meaning", "mask", r"outputs\[1\].meaning is 'mask', expected one of box, class"),
+        ("outputs.0.layout", None, r"outputs\[0\].layout is None, expected one of NHWC, NCHW"),
+        ("outputs.0.stride", 0, r"outputs\[0\].stride is 0, expected a whole number of at least 1"),
+        ("outputs.1.stride", 16, r"outputs of stride 8 is \['box'\], expected one 'box' and one 'class'"),
+        ("outputs.0.channels", 60, r"outputs\[0\].channels is 60, expected 64 for 'box'"),
+        ("outputs.1.channels", 3, r"outputs\[1\].channels is 3, expected 2 for 'class'"),
+        ("thresholds.conf", 1.5, r"thresholds.conf is 1.5, expected a number in 0\.\.1"),
+        ("thresholds.iou", "0.7", r"thresholds.iou is '0.7', expected a number in 0\.\.1"),
+        ("thresholds.max_det", 0, "thresholds.max_det is 0, expected a whole number of at least 1"),
+        ("student", None, "student is None, expected an object"),
+        ("tools", {"torch": 2}, "tools is .*, expected names with their versions"),
+        ("calibration", [1], r"calibration is \[1\], expected an object or null"),
+        ("verified", "yes", "verified is 'yes', expected an object or null"),
+        ("data_yaml", 3, "data_yaml is 3, expected a path or null"),
+        ("input", 3, "incomplete"),
+        ("outputs", "ab", "incomplete"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_with_its_field(
+    tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    manifest = _write_bundle(tmp_path / "b") / "manifest.json"
+    fields = json.loads(manifest.read_text(encoding="utf-8"))
+    *parents, last = path.split(".")
+    place = fields
+    for name in parents:
+        place = place[int(name) if name.isdecimal() else name]
+    place[last] = value
+    manifest.write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(BundleError, match=message) as caught:
+        Bundle.open(manifest)
+    assert str(caught.value).startswith(str(manifest))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is no bundle"):
         Bundle.open(tmp_path)

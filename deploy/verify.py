@@ -44,12 +44,12 @@ class TorchEngine:
         return tuple(output[0].permute(1, 2, 0).reshape(-1, output.shape[1]).numpy() for output in outputs)
 
     def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, precision."""
+        """Library, version, threads, precision asked."""
         return {
             "library": "torch",
             "version": str(torch.__version__),
             "threads": torch.get_num_threads(),
-            "precision": "fp32",
+            "precision_asked": "fp32",
         }
 
     def close(self) -> None:

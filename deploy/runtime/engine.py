@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import Bundle, InputSpec, OutputSpec
-from deploy.errors import BundleError, EngineError
+from deploy.errors import BundleError, EngineError, EngineNotInstalledError
 
 # Adding an engine is one file and one line here.
 _MODULES = {
@@ -18,6 +19,8 @@ _MODULES = {
     "openvino": "deploy.runtime.engines.openvino",
     "tflite": "deploy.runtime.engines.tflite",
 }
+
+MAX_THREADS_PER_PROCESSOR = 4  # more than this is a slip of the keyboard, and starting them may never end
 
 
 class Engine(Protocol):
@@ -38,7 +41,7 @@ class Engine(Protocol):
         """
 
     def facts(self) -> Mapping[str, Any]:
-        """What runs here: library, version, threads, and the precision the engine says it executes."""
+        """What runs here: library, version, threads, the precision asked for, and more where the engine tells it."""
 
     def close(self) -> None:
         """Free the model. The engine cannot be used afterwards."""
@@ -49,20 +52,78 @@ def load_engine(bundle: Bundle, threads: int) -> Engine:
 
     Args:
         bundle: an opened bundle.
-        threads: threads for one inference, at least 1.
+        threads: threads for one inference, from 1 to 4 times the processors of this machine.
 
     Raises:
         BundleError: the manifest names an engine this version does not know.
         EngineNotInstalledError: the runtime is not importable.
-        EngineError: the runtime refuses the model.
+        EngineError: the runtime refuses the model, the model has not the tensors that the manifest names, or
+            `threads` is out of range.
     """
     name = bundle.manifest.engine
     if name not in _MODULES:
         raise BundleError(f"{bundle.path} is for engine {name!r}, known are {', '.join(_MODULES)}")
     if threads < 1:
         raise EngineError(f"threads is {threads}, expected at least 1")
+    processors = os.cpu_count() or 1
+    if threads > MAX_THREADS_PER_PROCESSOR * processors:
+        most = MAX_THREADS_PER_PROCESSOR * processors
+        raise EngineError(f"threads is {threads}, expected at most {most} on a machine of {processors} processors")
     module = importlib.import_module(_MODULES[name])
     return cast(Engine, module.load(bundle, threads))
+
+
+def not_installed(bundle: Bundle, package: str, error: ImportError) -> EngineNotInstalledError:
+    """What to raise where `package`, the runtime of `bundle`, cannot be imported."""
+    return EngineNotInstalledError(
+        f"{bundle.path} needs {package}, which cannot be imported ({reason(error)}): pip install {package}"
+    )
+
+
+def reason(error: Exception) -> str:
+    """What an exception says in one line; its kind, where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_tensors(
+    bundle: Bundle, inputs: Mapping[str, Sequence[object]], outputs: Mapping[str, Sequence[object]]
+) -> None:
+    """Refuse a model whose tensors are not those of its manifest.
+
+    Args:
+        bundle: the bundle.
+        inputs: name to shape of the model's inputs; a side that is no whole number is free.
+        outputs: the same of its outputs.
+
+    Raises:
+        EngineError: a name that the model lacks, or another shape.
+    """
+    spec = bundle.manifest.input
+    _check_tensor(bundle, "input", spec.name, _shape(spec.layout, spec.height, spec.width, 3), inputs)
+    for output in bundle.manifest.outputs:
+        shape = _shape(output.layout, spec.height // output.stride, spec.width // output.stride, output.channels)
+        _check_tensor(bundle, "output", output.name, shape, outputs)
+
+
+def _shape(layout: str, height: int, width: int, channels: int) -> tuple[int, ...]:
+    return (1, height, width, channels) if layout == "NHWC" else (1, channels, height, width)
+
+
+def _check_tensor(
+    bundle: Bundle, kind: str, name: str, expected: tuple[int, ...], tensors: Mapping[str, Sequence[object]]
+) -> None:
+    if name not in tensors:
+        raise EngineError(
+            f"{bundle.model_path} has the {kind}s {', '.join(tensors)}, its manifest names {name!r}: "
+            "make the bundle again"
+        )
+    met = tensors[name]
+    fits = len(met) == 4 and all(one == side for one, side in zip(met, expected, strict=True) if isinstance(one, int))
+    if not fits:
+        raise EngineError(
+            f"{bundle.model_path} has {kind} {name!r} of shape {tuple(met)}, its manifest says {expected}: "
+            "make the bundle again"
+        )
 
 
 def check_pixels(pixels: NDArray[np.uint8], spec: InputSpec) -> None:

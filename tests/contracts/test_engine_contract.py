@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,10 +105,51 @@ def test_an_input_of_another_shape_or_type_is_refused(
 
 def test_it_says_what_runs(bundle: Bundle, engine: Engine) -> None:
     facts = dict(engine.facts())
-    assert {"library", "version", "threads", "precision"} <= facts.keys()
+    assert {"library", "version", "threads", "precision_asked"} <= facts.keys()
     assert facts["threads"] == 1
-    assert facts["precision"] == bundle.manifest.precision
+    assert facts["precision_asked"] == bundle.manifest.precision
+    assert "precision" not in facts, "what is asked for is not what is executed"
     json.dumps(facts)
+
+
+def _with_output(bundle: Bundle, **changes: object) -> Bundle:
+    first, *others = bundle.manifest.outputs
+    outputs = (dataclasses.replace(first, **changes), *others)
+    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, outputs=outputs))
+
+
+def _with_input(bundle: Bundle, **changes: object) -> Bundle:
+    spec = dataclasses.replace(bundle.manifest.input, **changes)
+    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, input=spec))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bundle: _with_output(bundle, name="nowhere"), "has the outputs .*, its manifest names 'nowhere'"),
+        (lambda bundle: _with_output(bundle, stride=16), "has output .* of shape .*, its manifest says"),
+        (lambda bundle: _with_input(bundle, name="nothing"), "has the inputs .*, its manifest names 'nothing'"),
+        (
+            lambda bundle: _with_input(bundle, height=64),
+            r"of shape \(1, 96, 96, 3\), its manifest says \(1, 64, 96, 3\)",
+        ),
+        (lambda bundle: _with_input(bundle, layout="NCHW"), r"its manifest says \(1, 3, 96, 96\)"),
+    ],
+    ids=["output name", "output stride", "input name", "input height", "input layout"],
+)
+def test_a_model_without_the_tensors_of_its_manifest_is_refused_when_it_is_opened(
+    bundle: Bundle, change: Callable[[Bundle], Bundle], message: str
+) -> None:
+    with pytest.raises(EngineError, match=message) as caught:
+        load_engine(change(bundle), threads=1)
+    assert str(caught.value).endswith("make the bundle again")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("threads", [0, 4 * (os.cpu_count() or 1) + 1, 100_000])
+def test_a_senseless_number_of_threads_is_refused(bundle: Bundle, threads: int) -> None:
+    with pytest.raises(EngineError, match=rf"^threads is {threads}, expected at (least|most) \d+"):
+        load_engine(bundle, threads=threads)
 
 
 def test_a_truncated_model_is_refused(bundle: Bundle, tmp_path: Path) -> None:

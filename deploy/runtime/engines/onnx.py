@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
-from deploy.errors import EngineError, EngineNotInstalledError
-from deploy.runtime.engine import to_cells, to_input
+from deploy.errors import EngineError
+from deploy.runtime.engine import check_tensors, not_installed, to_cells, to_input
 
 
 def load(bundle: Bundle, threads: int) -> OnnxEngine:
@@ -26,9 +26,7 @@ class OnnxEngine:
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
         except ImportError as error:
-            raise EngineNotInstalledError(
-                f"{bundle.path} needs onnxruntime, which is not installed ({error}): pip install onnxruntime"
-            ) from error
+            raise not_installed(bundle, "onnxruntime", error) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -43,6 +41,11 @@ class OnnxEngine:
             )
         except (*refused, RuntimeError) as error:
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.model_path}: {error}") from error
+        check_tensors(
+            bundle,
+            {tensor.name: tensor.shape for tensor in self._session.get_inputs()},
+            {tensor.name: tensor.shape for tensor in self._session.get_outputs()},
+        )
         self._manifest = bundle.manifest
         self._output_names = [output.name for output in bundle.manifest.outputs]
         self._facts = {
@@ -50,7 +53,7 @@ class OnnxEngine:
             "version": str(onnxruntime.__version__),
             "threads": threads,
             "provider": self._session.get_providers()[0],
-            "precision": bundle.manifest.precision,
+            "precision_asked": bundle.manifest.precision,
         }
 
     def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
@@ -60,7 +63,7 @@ class OnnxEngine:
         return tuple(to_cells(tensor, spec) for tensor, spec in zip(tensors, self._manifest.outputs, strict=True))
 
     def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, provider, precision."""
+        """Library, version, threads, provider, precision asked."""
         return self._facts
 
     def close(self) -> None:

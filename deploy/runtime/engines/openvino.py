@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
-from deploy.errors import EngineError, EngineNotInstalledError
-from deploy.runtime.engine import to_cells, to_input
+from deploy.errors import EngineError
+from deploy.runtime.engine import check_tensors, not_installed, to_cells, to_input
 
 # Left alone, OpenVINO runs a float model in bf16 on x86 with AMX and in fp16 on ARM: say what is meant.
 _PRECISION_HINTS = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
@@ -28,9 +28,7 @@ class OpenvinoEngine:
         try:
             import openvino
         except ImportError as error:
-            raise EngineNotInstalledError(
-                f"{bundle.path} needs openvino, which is not installed ({error}): pip install openvino"
-            ) from error
+            raise not_installed(bundle, "openvino", error) from error
         asked = _PRECISION_HINTS[bundle.manifest.precision]
         core = openvino.Core()
         config = {
@@ -43,6 +41,7 @@ class OpenvinoEngine:
             compiled = core.compile_model(str(bundle.model_path), "CPU", config)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO {openvino.__version__} refuses {bundle.model_path}: {error}") from error
+        check_tensors(bundle, _shapes(compiled.inputs), _shapes(compiled.outputs))
         self._manifest = bundle.manifest
         self._request = compiled.create_infer_request()
         self._ports = [compiled.output(output.name) for output in bundle.manifest.outputs]
@@ -51,7 +50,7 @@ class OpenvinoEngine:
             "library": "openvino",
             "version": str(openvino.__version__).split("-")[0],
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
-            "precision": bundle.manifest.precision,
+            "precision_asked": bundle.manifest.precision,
             "precision_hint_asked": asked,
             "precision_hint_executed": str(getattr(executed, "to_string", lambda: executed)()),
         }
@@ -63,9 +62,18 @@ class OpenvinoEngine:
         return tuple(to_cells(tensor, spec) for tensor, spec in zip(tensors, self._manifest.outputs, strict=True))
 
     def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, precision asked and executed."""
+        """Library, version, threads, precision asked, and its hint asked and executed."""
         return self._facts
 
     def close(self) -> None:
         """Free the model."""
         del self._request, self._ports
+
+
+def _shapes(ports: Iterable[Any]) -> dict[str, list[object]]:
+    """Shape by every name that a port has; a side that is free is no whole number."""
+    return {
+        name: [side.get_length() if side.is_static else str(side) for side in port.get_partial_shape()]
+        for port in ports
+        for name in port.get_names()
+    }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
 from deploy.errors import EngineError, EngineNotInstalledError
-from deploy.runtime.engine import check_pixels, to_cells, to_input
+from deploy.runtime.engine import check_pixels, check_tensors, reason, to_cells, to_input
 
 # In order of preference: the successor is many times faster on int8 (its XNNPACK delegates all of it).
 _LIBRARIES = (("ai-edge-litert", "ai_edge_litert.interpreter"), ("tflite-runtime", "tflite_runtime.interpreter"))
@@ -36,18 +36,17 @@ class TfliteEngine:
         self._manifest = bundle.manifest
         self._input = self._interpreter.get_input_details()[0]
         details = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
-        missing = [output.name for output in bundle.manifest.outputs if output.name not in details]
-        if missing:
-            raise EngineError(
-                f"{bundle.model_path} has outputs {', '.join(details)}, its manifest names {', '.join(missing)}: "
-                "make the bundle again"
-            )
+        check_tensors(
+            bundle,
+            {self._input["name"]: self._input["shape"].tolist()},
+            {name: detail["shape"].tolist() for name, detail in details.items()},
+        )
         self._outputs = [details[output.name] for output in bundle.manifest.outputs]
         self._facts = {
             "library": library,
             "version": version(library),
             "threads": threads,
-            "precision": bundle.manifest.precision,
+            "precision_asked": bundle.manifest.precision,
         }
 
     def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
@@ -62,7 +61,7 @@ class TfliteEngine:
         )
 
     def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, precision."""
+        """Library, version, threads, precision asked."""
         return self._facts
 
     def close(self) -> None:
@@ -79,12 +78,19 @@ class TfliteEngine:
 
 def _import_interpreter(bundle: Bundle) -> tuple[str, Any]:
     reasons = []
-    for library, module in _LIBRARIES:
+    for library, name in _LIBRARIES:
         try:
-            return library, importlib.import_module(module)
-        except ImportError as error:  # also numpy 2 under tflite-runtime 2.14, which wants numpy < 2
-            reasons.append(f"{library}: {error}")
+            module = importlib.import_module(name)
+        except ImportError as error:
+            reasons.append(f"{library}: {reason(error)}")
+            continue
+        # Built for numpy 1, it imports under numpy 2 and fails with a SystemError once a model is opened.
+        if library == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2:
+            raise EngineNotInstalledError(
+                f"tflite-runtime needs numpy < 2, this Python has numpy {np.__version__}: pip install 'numpy<2'"
+            )
+        return library, module
     raise EngineNotInstalledError(
-        f"{bundle.path} needs ai-edge-litert, which is not importable ({'; '.join(reasons)}): "
+        f"{bundle.path} needs ai-edge-litert, which cannot be imported ({'; '.join(reasons)}): "
         "pip install ai-edge-litert"
     )

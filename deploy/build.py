@@ -87,7 +87,7 @@ def _require(target: Target) -> None:
     if missing:
         raise ExportError(
             f"compiling for {target.engine} needs {', '.join(missing)}, which is not installed: "
-            "pip install 'edge-distill[train]'"
+            "pip install -e '.[train]' in the checkout of edge-distill"
         )
 
 

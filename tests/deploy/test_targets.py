@@ -452,7 +452,7 @@ def test_a_missing_tool_is_named(engine: str, deployed_student, tmp_path: Path, 
     monkeypatch.setattr(build, "find_spec", lambda name: None if name in ("torch", "onnxslim") else known(name))
     line = _refusal(_main(engine), ["--student", str(deployed_student.run)], tmp_path / "out/bundle", capfd)
     assert f"compiling for {engine} needs torch" in line
-    assert "pip install 'edge-distill[train]'" in line
+    assert "pip install -e '.[train]' in the checkout of edge-distill" in line
 
 
 def test_ctrl_c_while_an_engine_is_imported_is_an_interruption_and_a_broken_engine_is_not(capsys) -> None:

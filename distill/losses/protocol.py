@@ -8,7 +8,15 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["Activations", "DistillLoss", "HeadPair"]
+__all__ = [
+    "Activations",
+    "ClassActivations",
+    "ClassPair",
+    "DistillLoss",
+    "FeatureActivations",
+    "FeaturePair",
+    "HeadPair",
+]
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,37 @@ class Activations:
 
 
 @dataclass(frozen=True)
+class ClassActivations:
+    """What one classifier makes of one batch, and which images it holds.
+
+    Attributes:
+        logits: class logits, shape (batch, classes).
+        feats: feature maps along the network, each (batch, channels, height, width), finest first.
+        embedding: what the last linear layer reads, shape (batch, dimensions).
+        labels: true classes, shape (batch,), int64.
+        indices: positions of the images in the training set, shape (batch,), int64; the same on both sides.
+    """
+
+    logits: Tensor
+    feats: tuple[Tensor, ...]
+    embedding: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def detached(self) -> ClassActivations:
+        """The same values outside the graph: a teacher is never trained."""
+        return ClassActivations(
+            logits=self.logits.detach(),
+            feats=tuple(f.detach() for f in self.feats),
+            embedding=self.embedding.detach(),
+            labels=self.labels,
+            indices=self.indices,
+        )
+
+
+@dataclass(frozen=True)
 class HeadPair:
-    """The sizes a loss may need to build its own layers.
+    """The sizes a detection loss may need to build its own layers.
 
     Attributes:
         student_channels: channels of each neck level of the student, finest level first.
@@ -50,14 +87,59 @@ class HeadPair:
     reg_max: int
 
 
+@dataclass(frozen=True)
+class ClassPair:
+    """The sizes a classification loss may need to build its own layers.
+
+    Attributes:
+        student_channels: channels of each of the student's ``feats``.
+        teacher_channels: the same of the teacher; as many maps.
+        student_dim: width of the student's ``embedding``.
+        teacher_dim: width of the teacher's.
+        classes: how many classes both tell apart.
+        train_size: images in the training set, which ``indices`` point into.
+    """
+
+    student_channels: tuple[int, ...]
+    teacher_channels: tuple[int, ...]
+    student_dim: int
+    teacher_dim: int
+    classes: int
+    train_size: int
+
+
+class FeaturePair(Protocol):
+    """What a loss on feature maps needs of a pair, detector or classifier."""
+
+    @property
+    def student_channels(self) -> tuple[int, ...]:
+        """Channels of each of the student's maps."""
+        ...
+
+    @property
+    def teacher_channels(self) -> tuple[int, ...]:
+        """Channels of each of the teacher's maps, as many."""
+        ...
+
+
+class FeatureActivations(Protocol):
+    """What a loss on feature maps sees, of a detector or a classifier."""
+
+    @property
+    def feats(self) -> tuple[Tensor, ...]:
+        """Feature maps, each (batch, channels, height, width), finest first."""
+        ...
+
+
 class DistillLoss(Protocol):
     """A distillation loss: a module, so that what it learns trains, moves and is saved with it.
 
     Calling it returns a scalar that is zero when student and teacher activations are identical (up to what the
-    loss itself learns), is finite when the activations are float16, and has no gradient to the teacher.
+    loss itself learns), is finite when the activations are float16, and has no gradient to the teacher. Student and
+    teacher are both :class:`Activations` or both :class:`ClassActivations`; a loss on feature maps takes either.
     """
 
-    def __call__(self, student: Activations, teacher: Activations) -> Tensor:
+    def __call__(self, student: Any, teacher: Any) -> Tensor:
         """Return the loss of one batch, averaged so that it does not grow with the batch."""
         ...
 

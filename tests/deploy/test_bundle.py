@@ -92,7 +92,9 @@ def test_an_unknown_engine_is_answered_with_the_known_ones(tmp_path: Path) -> No
     ("path", "value", "message"),
     [
         ("precision", "int4", "precision is 'int4', expected one of fp32, fp16, int8"),
-        ("task", "segment", "task is 'segment', expected 'detect'"),
+        ("task", "pose", "task is 'pose', expected one of detect, segment, classify"),
+        ("task", "segment", r"outputs of stride 8 is .*, expected one 'box' and one 'class' and one 'mask'"),
+        ("task", "classify", "reg_max is 16, expected 0 for a classifier"),
         ("files", ["model.onnx"], r"files is \['model.onnx'\], expected file names"),
         ("files", {"model.onnx": 5}, r"files is \{'model.onnx': 5\}, expected file names"),
         ("model_file", ["model.onnx"], "model_file is .*, expected a file name"),
@@ -108,6 +110,10 @@ def test_an_unknown_engine_is_answered_with_the_known_ones(tmp_path: Path) -> No
         ("input.dtype", "complex64", "input.dtype is 'complex64', expected one of uint8, float32, int8"),
         ("input.scale", 0, "input.scale is 0, expected a number above 0"),
         ("input.scale", float("nan"), "input.scale is nan, expected a number above 0"),
+        ("input.fit", "crop", "input.fit is 'crop', expected one of letterbox"),
+        ("input.resize", 64, "input.resize is 64, expected null for 'letterbox'"),
+        ("engine_options", {"arena": 1.5}, "engine_options is .*, expected names with texts, whole numbers"),
+        ("engine_options", None, "engine_options is None, expected names with"),
         ("input.pad_value", 256, r"input.pad_value is 256, expected a whole number in 0\.\.255"),
         ("outputs", [], r"outputs is \[\], expected the tensors"),
         ("outputs.1.meaning", "mask", r"outputs\[1\].meaning is 'mask', expected one of box, class"),
@@ -124,6 +130,7 @@ def test_an_unknown_engine_is_answered_with_the_known_ones(tmp_path: Path) -> No
         ("calibration", [1], r"calibration is \[1\], expected an object or null"),
         ("verified", "yes", "verified is 'yes', expected an object or null"),
         ("data_yaml", 3, "data_yaml is 3, expected a path or null"),
+        ("data_root", 3, "data_root is 3, expected a path or null"),
         ("input", 3, "incomplete"),
         ("outputs", "ab", "incomplete"),
     ],
@@ -131,7 +138,70 @@ def test_an_unknown_engine_is_answered_with_the_known_ones(tmp_path: Path) -> No
 def test_a_wrong_value_is_refused_in_one_line_with_its_field(
     tmp_path: Path, path: str, value: object, message: str
 ) -> None:
+    _assert_refused(_write_bundle(tmp_path / "b") / "manifest.json", path, value, message)
+
+
+_CLASSIFIER: dict[str, object] = {
+    "task": "classify",
+    "reg_max": 0,
+    "input": InputSpec("pixels", 28, 30, fit="crop", resize=32),
+    "outputs": (OutputSpec("logits", "logits", 0, 2, "NC"),),
+}
+_SEGMENTER: dict[str, object] = {
+    "task": "segment",
+    "outputs": (
+        OutputSpec("box_p3", "box", 8, 64, "NCHW"),
+        OutputSpec("class_p3", "class", 8, 2, "NCHW"),
+        OutputSpec("mask_p3", "mask", 8, 32, "NCHW"),
+        OutputSpec("prototype", "prototype", 4, 32, "NCHW"),
+    ),
+}
+
+
+@pytest.mark.parametrize("changes", [_CLASSIFIER, _SEGMENTER], ids=["classify", "segment"])
+def test_a_manifest_of_another_task_survives_writing_and_reading(tmp_path: Path, changes: dict[str, object]) -> None:
+    options = {"arena": False, "level": "all", "spin": 3}
+    bundle = Bundle.open(_write_bundle(tmp_path / "b", engine_options=options, data_root="/data", **changes))
+    assert Manifest.from_json(bundle.manifest.to_json(), "again") == bundle.manifest
+    assert bundle.manifest.engine_options == options
+
+
+def test_a_manifest_from_before_the_tasks_still_opens(tmp_path: Path) -> None:
     manifest = _write_bundle(tmp_path / "b") / "manifest.json"
+    fields = json.loads(manifest.read_text(encoding="utf-8"))
+    del fields["engine_options"], fields["data_root"], fields["input"]["fit"], fields["input"]["resize"]
+    manifest.write_text(json.dumps(fields), encoding="utf-8")
+    opened = Bundle.open(manifest).manifest
+    assert (opened.task, opened.input.fit, opened.input.resize) == ("detect", "letterbox", None)
+    assert opened.engine_options == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "value", "message"),
+    [
+        (_CLASSIFIER, "reg_max", False, "reg_max is False, expected 0 for a classifier"),
+        (_CLASSIFIER, "input.fit", "letterbox", "input.fit is 'letterbox', expected one of crop, stretch"),
+        (_CLASSIFIER, "input.fit", "stretch", "input.resize is 32, expected null for 'stretch'"),
+        (_CLASSIFIER, "input.resize", 29, "input.resize is 29, expected a whole number of at least 30"),
+        (_CLASSIFIER, "input.resize", None, "input.resize is None, expected a whole number of at least 30"),
+        (_CLASSIFIER, "input.height", 0, "input.height is 0, expected a positive multiple of 1"),
+        (_CLASSIFIER, "outputs.0.meaning", "class", r"outputs\[0\].meaning is 'class', expected one of logits"),
+        (_CLASSIFIER, "outputs.0.layout", "NCHW", r"outputs\[0\].layout is 'NCHW', expected one of NC"),
+        (_CLASSIFIER, "outputs.0.stride", 8, r"outputs\[0\].stride is 8, expected 0 for 'logits'"),
+        (_CLASSIFIER, "outputs.0.channels", 3, r"outputs\[0\].channels is 3, expected 2 for 'logits'"),
+        (_SEGMENTER, "outputs.3.stride", 8, r"outputs\[3\].stride is 8, expected 4 for 'prototype'"),
+        (_SEGMENTER, "outputs.2.channels", 16, r"channels of the masks is \[16\], expected 32, one per prototype"),
+        (_SEGMENTER, "outputs.2.meaning", "prototype", r"outputs\[2\].stride is 8, expected 4 for 'prototype'"),
+        (_SEGMENTER, "outputs.3.channels", "32", r"outputs\[3\].channels is '32', expected a whole number"),
+    ],
+)
+def test_a_wrong_value_in_a_manifest_of_another_task_is_refused_with_its_field(
+    tmp_path: Path, changes: dict[str, object], path: str, value: object, message: str
+) -> None:
+    _assert_refused(_write_bundle(tmp_path / "b", **changes) / "manifest.json", path, value, message)
+
+
+def _assert_refused(manifest: Path, path: str, value: object, message: str) -> None:
     fields = json.loads(manifest.read_text(encoding="utf-8"))
     *parents, last = path.split(".")
     place = fields

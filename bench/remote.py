@@ -32,6 +32,7 @@ _CODE_FILES = (
     "deploy/bundle.py",
     "deploy/cli.py",
     "deploy/errors.py",
+    "deploy/manifest_checks.py",
     "deploy/runtime/**/*.py",
 )
 

@@ -7,15 +7,33 @@ from typing import Final
 
 from torch import nn
 
+from distill.losses.at import AttentionTransfer
+from distill.losses.crd import ContrastiveDistillation
+from distill.losses.cwd import ChannelWiseDistillation
+from distill.losses.dkd import DecoupledDistillation
+from distill.losses.extractive import ExtractiveDistillation
+from distill.losses.fitnets import MiddleHint
 from distill.losses.kd import SoftTargets
+from distill.losses.mutual import MutualLearning
 from distill.losses.names import parse_weights
 from distill.losses.protocol import ClassPair
+from distill.losses.rkd import Relations
+from distill.losses.subclass import SubclassDistillation
 
 __all__ = ["CLASS_LOSSES", "build_class_losses", "parse_class_losses"]
 
 #: Every known loss under the name used in ``--losses``.
 CLASS_LOSSES: Final[Mapping[str, Callable[[ClassPair, float], nn.Module]]] = {
     "kd": SoftTargets,
+    "dkd": DecoupledDistillation,
+    "extractive": ExtractiveDistillation,
+    "subclass": SubclassDistillation,
+    "mutual": MutualLearning,
+    "fitnets": MiddleHint,
+    "at": AttentionTransfer,
+    "cwd": ChannelWiseDistillation,
+    "rkd": Relations,
+    "crd": ContrastiveDistillation,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from torch import nn
 
-from distill.losses.feature import ChannelWiseDistillation
+from distill.losses.cwd import ChannelWiseDistillation
 from distill.losses.localization import LocalizationDistillation
 from distill.losses.names import parse_weights
 from distill.losses.protocol import HeadPair

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,12 +23,19 @@ from numpy.typing import NDArray
 from bench.accuracy import ImageTruth, paired_bootstrap, score
 from bench.errors import BenchError
 from bench.machine import machine_facts
-from bench.studies.peers import EXPORT_FORMATS, detect_decoded, export_by_ultralytics, open_decoded
+from bench.studies.peers import (
+    EXPORT_FORMATS,
+    calibration_as_val,
+    copy_images,
+    detect_decoded,
+    export_by_ultralytics,
+    open_decoded,
+    write_yaml,
+)
 from deploy.build import build_bundle
 from deploy.bundle import sha256_file
-from deploy.calibration import evenly_spaced
 from deploy.cli import log, run_command
-from deploy.dataset import DetectionDataset, LabelledImage, load_dataset
+from deploy.dataset import DetectionDataset, load_dataset
 from deploy.graph import Graph, load_graph
 from deploy.runtime import Detections, Detector, default_threads, letterbox, load_engine, read_image
 from deploy.steps import step
@@ -109,7 +115,7 @@ def _rows(arguments: argparse.Namespace, student: Student, images: list[Image], 
     for engine in ENGINES:
         for precision in ("fp32", "int8"):
             rows.append(_bundle_row(arguments, student, engine, precision, images, work))
-    calibration_yaml = _calibration_as_val(arguments, work)
+    calibration_yaml = calibration_as_val(arguments.data, arguments.calibration_images, work)
     for export_format in EXPORT_FORMATS:
         rows.append(_export_row(arguments, export_format, calibration_yaml, images, work))
     if arguments.peer:
@@ -167,21 +173,13 @@ def _detect(name: str, detect: Callable[[Image], Detections] | Detector, images:
         return tuple(detect(image) for image in images)
 
 
-def _calibration_as_val(arguments: argparse.Namespace, work: Path) -> Path:
-    """A writable copy of the calibration images as the `val` split, which is what ultralytics calibrates on."""
-    dataset = load_dataset(arguments.data, "train")
-    chosen = evenly_spaced(dataset.images, arguments.calibration_images)
-    _copy_images(chosen, work / "calibration")
-    return _write_yaml(work / "calibration.yaml", work / "calibration", dataset.class_names)
-
-
 def _ultralytics_val(arguments: argparse.Namespace, work: Path) -> dict[str, tuple[float, float]]:
     """(mAP50-95, mAP50) of the checkpoint by ultralytics' own `val`: as it comes, and with square input."""
     from ultralytics import YOLO
 
     dataset = load_dataset(arguments.data, "val")
-    _copy_images(dataset.images, work / "validation")
-    data_yaml = _write_yaml(work / "validation.yaml", work / "validation", dataset.class_names)
+    copy_images(dataset.images, work / "validation")
+    data_yaml = write_yaml(work / "validation.yaml", work / "validation", dataset.class_names)
     figures = {}
     for name, rect in (("as it comes (`rect=True`)", True), ("square input (`rect=False`)", False)):
         with step(f"ultralytics val, {name}"):
@@ -191,24 +189,6 @@ def _ultralytics_val(arguments: argparse.Namespace, work: Path) -> dict[str, tup
             )  # fmt: skip
         figures[name] = (float(metrics.box.map), float(metrics.box.map50))
     return figures
-
-
-def _copy_images(images: Sequence[LabelledImage], folder: Path) -> None:
-    (folder / "images").mkdir(parents=True)
-    (folder / "labels").mkdir()
-    for image in images:
-        shutil.copyfile(image.path, folder / "images" / image.path.name)
-        rows = zip(image.class_ids, image.boxes_xywhn, strict=True)
-        lines = [" ".join(map(str, (class_id, *box))) for class_id, box in rows]
-        (folder / "labels" / f"{image.path.stem}.txt").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _write_yaml(path: Path, root: Path, class_names: Sequence[str]) -> Path:
-    import yaml
-
-    fields = {"path": str(root), "train": "images", "val": "images", "names": dict(enumerate(class_names))}
-    path.write_text(yaml.safe_dump(fields), encoding="utf-8")
-    return path
 
 
 def _document(

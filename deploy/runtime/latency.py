@@ -38,7 +38,7 @@ class LatencyHistogram:
         for bucket, count in enumerate(self._counts):
             seen += count
             if seen >= rank:
-                return min(_SHORTEST_S * _STEP ** (bucket + 0.5), self._longest_s)
+                return min(_SHORTEST_S * math.exp((bucket + 0.5) * _LOG_STEP), self._longest_s)
         return self._longest_s
 
     @property

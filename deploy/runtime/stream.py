@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +23,33 @@ STOP_TIMEOUT_S = 15.0  # a stage ends with the frame in its hands; a camera's dr
 
 _log = logging.getLogger(__name__)
 
-Geometry = TypeVar("Geometry")
 Output = TypeVar("Output", covariant=True)
 Result = TypeVar("Result")
 
 
-class Model(Protocol[Geometry, Output]):
-    """What a stream runs: `Detector`, `Segmenter`, `Classifier`, or anything with these three stages."""
+class Model(Protocol[Output]):
+    """What a stream runs: `Detector`, `Segmenter`, `Classifier`, or anything with these stages and an `engine`."""
 
-    def preprocess(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Geometry]:
-        """An image (height, width, 3) to the network's input and what `postprocess` needs to know of it.
+    @property
+    def engine(self) -> InferenceEngine:
+        """Its `infer` is called with the network's input."""
+
+    def preprocess(self, image: NDArray[np.uint8]) -> Any:
+        """An image (height, width, 3) uint8 to the network's input, alone or in a tuple with more.
 
         Raises:
             ValueError: the array is not an image: that frame fails, the stream goes on.
         """
 
-    def infer(self, pixels: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
-        """The network."""
+    def postprocess(self, *stages: Any, **options: Any) -> Output:
+        """The engine's outputs, and what else `preprocess` gave, to a result in memory of its own."""
 
-    def postprocess(self, outputs: Sequence[NDArray[np.float32]], geometry: Geometry) -> Output:
-        """The network's outputs to a result of its own memory."""
+
+class InferenceEngine(Protocol):
+    """The part of `deploy.runtime.Engine` that a stream uses."""
+
+    def infer(self, pixels: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        """Run the network on one image."""
 
 
 class StreamResult(NamedTuple, Generic[Result]):
@@ -61,13 +68,13 @@ class FailedFrame:
     error: Exception
 
 
-class _Prepared(NamedTuple, Generic[Geometry]):
+class _Prepared(NamedTuple):
     frame: Frame
     pixels: NDArray[np.uint8]
-    geometry: Geometry
+    geometry: tuple[Any, ...]  # what postprocess wants to know besides the outputs
 
 
-class Stream(Generic[Geometry, Result]):
+class Stream(Generic[Result]):
     """Iterate over it for the results: `for frame, detections in Stream(detector, "street.mp4"): …`.
 
     Results come in the order of the frames. The stream ends with its source, with `close` (or the end of a `with`
@@ -80,7 +87,7 @@ class Stream(Generic[Geometry, Result]):
 
     def __init__(
         self,
-        model: Model[Geometry, Result],
+        model: Model[Result],
         source: str | Path | int | Source | Iterable[NDArray[np.uint8]],
         *,
         depth: int = DEFAULT_DEPTH,
@@ -112,7 +119,7 @@ class Stream(Generic[Geometry, Result]):
         drop = when_full == "drop" or (when_full is None and self._source.live)
         # What may be dropped is prepared only once it is its turn.
         self._prepare_early = not drop
-        self._frames: Channel[Frame | _Prepared[Geometry]] = Channel(max(1, depth), keep_latest=drop)
+        self._frames: Channel[Frame | _Prepared] = Channel(max(1, depth), keep_latest=drop)
         self._results: Channel[StreamResult[Result]] = Channel(max(1, depth))
         self._threads: list[threading.Thread] = []
         self._ledger = Ledger()
@@ -131,7 +138,7 @@ class Stream(Generic[Geometry, Result]):
         # Held by the loop alone, the generator ends, and with it the threads, as soon as the loop is left.
         return self._run()
 
-    def __enter__(self) -> Stream[Geometry, Result]:
+    def __enter__(self) -> Stream[Result]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -230,10 +237,12 @@ class Stream(Generic[Geometry, Result]):
             else:
                 yield frame
 
-    def _prepare(self, frame: Frame) -> _Prepared[Geometry] | None:
+    def _prepare(self, frame: Frame) -> _Prepared | None:
         try:
             with self._ledger.busy("preprocess"):
-                return _Prepared(frame, *self._model.preprocess(frame.pixels))
+                prepared = self._model.preprocess(frame.pixels)
+                pixels, *geometry = prepared if isinstance(prepared, tuple) else (prepared,)
+                return _Prepared(frame, pixels, tuple(geometry))
         except ValueError as error:
             self._fail(FailedFrame(frame.index, frame.name, error))
             return None
@@ -241,14 +250,14 @@ class Stream(Generic[Geometry, Result]):
             self._ledger.failed_one()
             raise
 
-    def _infer(self, prepared: _Prepared[Geometry]) -> StreamResult[Result]:
+    def _infer(self, prepared: _Prepared) -> StreamResult[Result]:
         try:
             with self._ledger.busy("infer"):
-                outputs = _infer_function(self._model)(prepared.pixels)
+                outputs = self._model.engine.infer(prepared.pixels)
             # In the same thread: the engine's next call may overwrite its outputs, and to copy them costs as much
             # as to filter them.
             with self._ledger.busy("postprocess"):
-                return StreamResult(prepared.frame, self._model.postprocess(outputs, prepared.geometry))
+                return StreamResult(prepared.frame, self._model.postprocess(outputs, *prepared.geometry))
         except BaseException:
             self._ledger.failed_one()
             raise
@@ -260,7 +269,3 @@ class Stream(Generic[Geometry, Result]):
 
 def _warn(failed: FailedFrame) -> None:
     _log.warning("frame %d failed: %s", failed.index, " ".join(str(failed.error).split()))
-
-
-def _infer_function(model: Any) -> Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]]:
-    return cast(Callable[..., Any], getattr(model, "infer", None) or model.engine.infer)

@@ -26,6 +26,7 @@ class Doubler:
     """A model of three stages whose result tells which frame it saw: the frame's first value and its size."""
 
     def __init__(self) -> None:
+        self.engine = self
         self.entered = threading.Semaphore(0)
         self.gate: threading.Event | None = None
         self.error_at: int | None = None

@@ -1,85 +1,197 @@
-"""Raw head tensors to boxes and scores: only what passes the score threshold is decoded."""
+"""Raw head tensors to boxes and scores: only what passes the score threshold is read at all."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import Manifest
+from deploy.runtime.nms import MAX_CANDIDATES
+from deploy.runtime.tensors import RawTensor
 
-Candidates = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
+@dataclass(frozen=True, eq=False)
+class Survivors:
+    """What the score threshold lets through of one image, in memory of its own: no view of the engine's.
 
-def decode(outputs: Sequence[NDArray[np.float32]], manifest: Manifest, conf: float, multi_label: bool) -> Candidates:
-    """Decode the raw head tensors of one image.
+    A cell comes once in the arrays of length m; with `multi_label` it may make several of the n candidates.
 
-    The distances left, top, right, bottom of a cell's centre to the box sides are the expectation over the
-    bins of a softmax (Generalized Focal Loss, Li et al. 2020, equation 3), times the stride.
-
-    Args:
-        outputs: one array (cells, channels) float32 for each of `manifest.outputs`, cells row by row.
-        manifest: strides, meanings and input size.
-        conf: a candidate's score must be above this, 0..1.
-        multi_label: every class above `conf` makes a candidate (as in validation), not only a cell's best.
-
-    Returns:
-        boxes (n, 4) float32 xyxy in input pixels, scores (n,) float32 in 0..1, class ids (n,) int64. Cells
-        with a NaN or infinite score or box make no candidate.
+    Attributes:
+        box_logits: (m, 4 * reg_max) float32.
+        centres: (m, 2) float32, x and y of the cells' centres, in cells of their level.
+        strides: (m, 1) float32, input pixels per cell.
+        mask_coefficients: (m, prototypes) float32 of a segmentation model, (m, 0) of others.
+        rows: (n,) int64, each candidate's row in the arrays above; finest level first, cells row by row.
+        scores: (n,) float32 in 0..1.
+        class_ids: (n,) int64.
     """
-    levels = _levels(outputs, manifest)
-    parts = [_decode_level(*level, manifest, conf, multi_label) for level in levels]
-    boxes, scores, class_ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return boxes, scores, class_ids
 
-
-def _levels(
-    outputs: Sequence[NDArray[np.float32]], manifest: Manifest
-) -> list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
-    """(stride, box logits, class logits) of each pyramid level, finest first."""
-    by_stride: dict[int, dict[str, NDArray[np.float32]]] = {}
-    for spec, output in zip(manifest.outputs, outputs, strict=True):
-        by_stride.setdefault(spec.stride, {})[spec.meaning] = output
-    return [(stride, tensors["box"], tensors["class"]) for stride, tensors in sorted(by_stride.items())]
-
-
-def _decode_level(
-    stride: int,
-    box_logits: NDArray[np.float32],
-    class_logits: NDArray[np.float32],
-    manifest: Manifest,
-    conf: float,
-    multi_label: bool,
-) -> Candidates:
-    # Compare logits first, a hair below the threshold; the exact comparison follows on the few survivors.
-    least_logit = _logit(conf) - 1e-3
-    cells: NDArray[np.int64]
+    box_logits: NDArray[np.float32]
+    centres: NDArray[np.float32]
+    strides: NDArray[np.float32]
+    mask_coefficients: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Decoded candidates of one image, before NMS.
+
+    Attributes:
+        boxes_xyxy: (n, 4) float32 in input pixels.
+        scores: (n,) float32 in 0..1.
+        class_ids: (n,) int64.
+        mask_coefficients: (n, prototypes) float32; (n, 0) without masks.
+    """
+
+    boxes_xyxy: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    mask_coefficients: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A pyramid level: its stride, its cells per row, and which of the outputs are its tensors."""
+
+    stride: int
+    columns: int
+    box: int
+    classes: int
+    mask: int | None
+
+
+class Head:
+    """How to read the outputs of a detection or segmentation model; made once from its manifest."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Note which output is what."""
+        self._reg_max = manifest.reg_max
+        self._bins = np.arange(manifest.reg_max, dtype=np.float32)
+        by_stride: dict[int, dict[str, int]] = {}
+        for index, spec in enumerate(manifest.outputs):
+            by_stride.setdefault(spec.stride, {})[spec.meaning] = index
+        self._levels = [
+            _Level(stride, math.ceil(manifest.input.width / stride), at["box"], at["class"], at.get("mask"))
+            for stride, at in sorted(by_stride.items())
+            if "class" in at
+        ]
+
+    def select(
+        self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]], conf: float, multi_label: bool
+    ) -> Survivors:
+        """Read what scores above `conf`, and nothing else.
+
+        Args:
+            outputs: a `RawTensor`, or an array (cells, channels) float32, for each of the manifest's outputs.
+            conf: a candidate's score must be above this, 0..1.
+            multi_label: every class above `conf` makes a candidate (as in validation), not only a cell's best.
+
+        Returns:
+            At most the `MAX_CANDIDATES` best survivors. NaN is no score.
+        """
+        tensors = [one if isinstance(one, RawTensor) else RawTensor.of_cells(one) for one in outputs]
+        levels = [_select(level, tensors, conf, multi_label) for level in self._levels]
+        found = [level for level in levels if level is not None]
+        if not found:
+            return self._none(tensors)
+        whole = found[0] if len(found) == 1 else _joined(found)
+        return whole if len(whole.scores) <= MAX_CANDIDATES else _best(whole)
+
+    def decode(self, survivors: Survivors) -> Candidates:
+        """Survivors to boxes.
+
+        The distances left, top, right, bottom of a cell's centre to the box sides are the expectation over the
+        bins of a softmax (Generalized Focal Loss, Li et al. 2020, equation 3), times the stride. A cell whose
+        box is not finite makes no candidate.
+        """
+        bins = survivors.box_logits.reshape(-1, 4, self._reg_max)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is dropped below
+            weights = np.exp(bins - bins.max(axis=2, keepdims=True))
+            distances = (weights @ self._bins) / weights.sum(axis=2)
+            boxes = np.concatenate([survivors.centres - distances[:, :2], survivors.centres + distances[:, 2:]], axis=1)
+            boxes *= survivors.strides
+        rows, scores, class_ids = survivors.rows, survivors.scores, survivors.class_ids
+        finite = np.isfinite(boxes).all(axis=1)
+        if not finite.all():
+            kept = finite[rows]
+            rows, scores, class_ids = rows[kept], scores[kept], class_ids[kept]
+        return Candidates(boxes[rows], scores, class_ids, survivors.mask_coefficients[rows])
+
+    def _none(self, tensors: Sequence[RawTensor]) -> Survivors:
+        mask = self._levels[0].mask
+        prototypes = 0 if mask is None else tensors[mask].channels
+        return Survivors(
+            np.zeros((0, 4 * self._reg_max), np.float32),
+            np.zeros((0, 2), np.float32),
+            np.zeros((0, 1), np.float32),
+            np.zeros((0, prototypes), np.float32),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int64),
+        )
+
+
+def decode(
+    outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]], manifest: Manifest, conf: float, multi_label: bool
+) -> Candidates:
+    """`Head.select` and `Head.decode` in one, for a single image."""
+    head = Head(manifest)
+    return head.decode(head.select(outputs, conf, multi_label))
+
+
+def _select(level: _Level, tensors: Sequence[RawTensor], conf: float, multi_label: bool) -> Survivors | None:
+    # Compare logits first, a hair below the threshold; the exact comparison follows on the few survivors.
+    least = _logit(conf) - 1e-3
+    cells = tensors[level.classes].above(least)
+    if not len(cells):
+        return None
+    logits = tensors[level.classes].at(cells)
     if multi_label:
-        cells, class_ids = np.nonzero(class_logits > least_logit)
+        rows, class_ids = np.nonzero(logits > np.float32(least))
     else:
-        cells = np.flatnonzero(class_logits.max(axis=1) > least_logit)
-        class_ids = class_logits[cells].argmax(axis=1)
-    scores = _sigmoid(class_logits[cells, class_ids])
-    columns = math.ceil(manifest.input.width / stride)
-    boxes = _decode_boxes(box_logits[cells], cells, columns, stride, manifest.reg_max)
-    keep = (scores > conf) & np.isfinite(boxes).all(axis=1)
-    return boxes[keep], scores[keep], class_ids[keep]
+        rows, class_ids = np.arange(len(cells)), logits.argmax(axis=1)
+    scores = _sigmoid(logits[rows, class_ids])
+    above = scores > conf
+    if not above.all():
+        rows, class_ids, scores = rows[above], class_ids[above], scores[above]
+    return Survivors(
+        tensors[level.box].at(cells),
+        np.stack([cells % level.columns, cells // level.columns], axis=1).astype(np.float32) + np.float32(0.5),
+        np.full((len(cells), 1), level.stride, np.float32),
+        np.zeros((len(cells), 0), np.float32) if level.mask is None else tensors[level.mask].at(cells),
+        rows,
+        scores,
+        class_ids,
+    )
 
 
-def _decode_boxes(
-    logits: NDArray[np.float32], cells: NDArray[np.int64], columns: int, stride: int, reg_max: int
-) -> NDArray[np.float32]:
-    """Box logits (n, 4 * reg_max) of the given cells to (n, 4) xyxy in input pixels."""
-    bins = logits.reshape(-1, 4, reg_max)
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are dropped by the caller
-        weights = np.exp(bins - bins.max(axis=2, keepdims=True))
-        distances = (weights @ np.arange(reg_max, dtype=np.float32)) / weights.sum(axis=2)
-        centres = np.stack([cells % columns, cells // columns], axis=1).astype(np.float32) + np.float32(0.5)
-        boxes = np.concatenate([centres - distances[:, :2], centres + distances[:, 2:]], axis=1)
-        return np.asarray(boxes * np.float32(stride), np.float32)
+def _joined(levels: Sequence[Survivors]) -> Survivors:
+    names = [field.name for field in fields(Survivors) if field.name != "rows"]
+    arrays = {name: np.concatenate([getattr(level, name) for level in levels]) for name in names}
+    starts = np.cumsum([0, *(len(level.box_logits) for level in levels[:-1])])
+    rows = np.concatenate([level.rows + start for level, start in zip(levels, starts, strict=True)])
+    return Survivors(rows=rows, **arrays)
+
+
+def _best(survivors: Survivors) -> Survivors:
+    """The `MAX_CANDIDATES` best, in their order; of equal scores the first."""
+    kept = np.sort(np.argsort(-survivors.scores, kind="stable")[:MAX_CANDIDATES])
+    return Survivors(
+        survivors.box_logits,
+        survivors.centres,
+        survivors.strides,
+        survivors.mask_coefficients,
+        survivors.rows[kept],
+        survivors.scores[kept],
+        survivors.class_ids[kept],
+    )
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import Bundle, Manifest
-from deploy.runtime.decode import decode
+from deploy.runtime.decode import Head, Survivors
 from deploy.runtime.detections import Detections
 from deploy.runtime.engine import Engine, load_engine
 from deploy.runtime.image import read_image
-from deploy.runtime.letterbox import Letterbox, letterbox
+from deploy.runtime.letterbox import InputBuffer, Letterbox
 from deploy.runtime.nms import nms
+from deploy.runtime.options import Options
+from deploy.runtime.tensors import RawTensor
 
 
 class Detector:
     """A bundle, opened and ready: `Detector("runs/deploy/…")(image)`.
 
-    The three stages `preprocess`, `engine.infer` and `postprocess` are public, so that each can be timed.
+    A detector works on one image at a time. Called from several threads at once it is safe, and they wait for each
+    other. Its stages are public, so that each can be timed, or run in a thread of its own:
+
+        buffer = detector.new_buffer()                        # one for each frame in flight
+        pixels, geometry = detector.preprocess(image, buffer)
+        outputs = detector.run(pixels)                        # valid until the next run
+        detections = detector.postprocess(outputs, geometry)
+
+    `postprocess` is `finish(select(outputs), geometry)`: `select` copies out of the engine's memory the little that
+    matters, so that `finish` may run elsewhere while the engine is at the next image. `preprocess`, `select` and
+    `finish` may run in several threads at once, each with a buffer of its own; `run` in one at a time. Detections
+    are always in memory of their own.
     """
 
     def __init__(
@@ -33,6 +48,7 @@ class Detector:
         *,
         threads: int | None = None,
         multi_label: bool = False,
+        options: Options | None = None,
     ) -> None:
         """Open a bundle.
 
@@ -43,16 +59,17 @@ class Detector:
             max_det: the most detections of an image.
             threads: for one inference; default all processors this process may use.
             multi_label: let one cell report several classes, as validation does.
+            options: engine options by name, before those of the manifest; `deploy.runtime.options.OPTIONS` lists them.
 
         Raises:
             ValueError: `conf` or `iou` outside 0..1, or `max_det` below 1.
             BundleError: no such bundle, or one that was changed.
             EngineNotInstalledError: the bundle's runtime is missing.
-            EngineError: the runtime refuses the model.
+            EngineError: the runtime refuses the model, or an option is unknown or out of range.
         """
         _check_thresholds(conf, iou, max_det)
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        engine = load_engine(opened, default_threads() if threads is None else threads)
+        engine = load_engine(opened, default_threads() if threads is None else threads, options)
         self._set(engine, opened.manifest, conf, iou, max_det, multi_label)
 
     @classmethod
@@ -78,34 +95,81 @@ class Detector:
         self.engine = engine
         self.manifest = manifest
         self.conf, self.iou, self.max_det, self.multi_label = conf, iou, max_det, multi_label
+        self._head = Head(manifest)
+        self._lock = threading.Lock()
+        self._buffer: InputBuffer | None = None  # made at the first call: stages alone do without
 
     def __call__(self, image: NDArray[np.uint8] | str | Path) -> Detections:
         """Detect objects in one image.
 
         Args:
-            image: a file, or pixels uint8: (height, width, 3) RGB, (height, width, 4) RGBA or (height, width) grey.
+            image: a file, or pixels uint8: (height, width, 3) RGB, (height, width, 4) RGBA, (height, width) or
+                (height, width, 1) grey.
 
         Raises:
             DatasetError: the file cannot be read.
             ValueError: the array is not an image.
         """
-        pixels, geometry = self.preprocess(read_image(image) if isinstance(image, (str, Path)) else image)
-        return self.postprocess(self.engine.infer(pixels), geometry)
+        decoded = read_image(image) if isinstance(image, (str, Path)) else image
+        with self._lock:
+            if self._buffer is None:
+                self._buffer = self.new_buffer()
+            pixels, geometry = self.preprocess(decoded, self._buffer)
+            survivors = self.select(self.run(pixels))
+        return self.finish(survivors, geometry)
 
-    def preprocess(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Letterbox]:
-        """Letterbox an image to (1, height, width, 3) uint8 of the network's input size."""
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        elif image.ndim == 3 and image.shape[2] == 4:
-            image = image[..., :3]
+    def detect_batch(self, images: Iterable[NDArray[np.uint8] | str | Path]) -> Iterator[Detections]:
+        """Detections of one image after the other, in their order, each as soon as it is there.
+
+        Bundles take one image at a time, so a batch is a loop. To overlap reading and preprocessing with inference
+        use a stream, which costs threads and keeps several frames in memory.
+        """
+        return map(self, images)
+
+    def new_buffer(self) -> InputBuffer:
+        """Memory for one letterboxed image, for `preprocess` to use again and again."""
         spec = self.manifest.input
-        return letterbox(image, spec.height, spec.width, spec.pad_value)
+        return InputBuffer(spec.height, spec.width, spec.pad_value)
 
-    def postprocess(self, outputs: Sequence[NDArray[np.float32]], geometry: Letterbox) -> Detections:
-        """Raw head tensors to detections in source-image pixels."""
-        boxes, scores, class_ids = decode(outputs, self.manifest, self.conf, self.multi_label)
-        kept = nms(boxes, scores, class_ids, self.iou, self.max_det)
-        return Detections(geometry.to_source(boxes[kept]), scores[kept], class_ids[kept])
+    def preprocess(
+        self, image: NDArray[np.uint8], buffer: InputBuffer | None = None
+    ) -> tuple[NDArray[np.uint8], Letterbox]:
+        """Letterbox an image to (1, height, width, 3) uint8 of the network's input size.
+
+        Args:
+            image: as for a call, but no file.
+            buffer: where to; None takes new memory, which costs some time.
+
+        Returns:
+            The pixels, valid until `buffer` is used again, and the geometry that maps boxes back.
+
+        Raises:
+            ValueError: the array is not an image.
+        """
+        buffer = buffer or self.new_buffer()
+        geometry = buffer.fill(image)
+        return buffer.pixels, geometry
+
+    def run(self, pixels: NDArray[np.uint8]) -> Sequence[RawTensor] | Sequence[NDArray[np.float32]]:
+        """The network's raw outputs, in the engine's own memory where it offers that: valid until the next run."""
+        run = getattr(self.engine, "run", self.engine.infer)
+        return cast("Sequence[RawTensor]", run(pixels))
+
+    def postprocess(
+        self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]], geometry: Letterbox
+    ) -> Detections:
+        """What `run` or `engine.infer` gave, to detections in source-image pixels."""
+        return self.finish(self.select(outputs), geometry)
+
+    def select(self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]]) -> Survivors:
+        """Copy what scores above the threshold out of what `run` or `engine.infer` gave."""
+        return self._head.select(outputs, self.conf, self.multi_label)
+
+    def finish(self, survivors: Survivors, geometry: Letterbox) -> Detections:
+        """Decode and suppress what `select` left, and map it to source-image pixels."""
+        found = self._head.decode(survivors)
+        kept = nms(found.boxes_xyxy, found.scores, found.class_ids, self.iou, self.max_det)
+        return Detections(geometry.to_source(found.boxes_xyxy[kept]), found.scores[kept], found.class_ids[kept])
 
     def close(self) -> None:
         """Free the engine."""

@@ -1,17 +1,21 @@
-"""The engine protocol, and the border between pixels and a compiled model's own tensors."""
+"""The engine protocol, and how a bundle finds its engine."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.bundle import Bundle, InputSpec, OutputSpec
+from deploy.bundle import Bundle
 from deploy.errors import BundleError, EngineError, EngineNotInstalledError
+from deploy.runtime.options import Options, chosen_options
+from deploy.runtime.tensors import RawTensor, check_pixels
+
+__all__ = ["Engine", "RawEngine", "check_pixels", "load_engine", "not_installed", "reason"]
 
 # Adding an engine is one file and one line here.
 _MODULES = {
@@ -34,7 +38,8 @@ class Engine(Protocol):
 
         Returns:
             One float32 array (cells, channels) for each of the manifest's outputs, in its order, cells row by
-            row. The arrays may be views of memory that the next call overwrites.
+            row; (1, channels) for an output of layout "NC". The arrays may be views of memory that the next call
+            overwrites.
 
         Raises:
             EngineError: `pixels` is of another shape or type.
@@ -47,18 +52,34 @@ class Engine(Protocol):
         """Free the model. The engine cannot be used afterwards."""
 
 
-def load_engine(bundle: Bundle, threads: int) -> Engine:
+class RawEngine(Engine, Protocol):
+    """An engine that gives the model's own tensors: nothing is converted that nobody reads."""
+
+    def run(self, pixels: NDArray[np.uint8]) -> tuple[RawTensor, ...]:
+        """Run the network on one letterboxed image, as `infer`.
+
+        Returns:
+            One tensor for each of the manifest's outputs, in its order, in memory that the next call overwrites.
+
+        Raises:
+            EngineError: `pixels` is of another shape or type.
+        """
+
+
+def load_engine(bundle: Bundle, threads: int, options: Options | None = None) -> RawEngine:
     """Open a bundle's model with its runtime.
 
     Args:
         bundle: an opened bundle.
         threads: threads for one inference, from 1 to 4 times the processors of this machine.
+        options: engine options by name (see `deploy.runtime.options`); they go before the manifest's
+            `engine_options`, and those before the engine's defaults.
 
     Raises:
         BundleError: the manifest names an engine this version does not know.
         EngineNotInstalledError: the runtime is not importable.
         EngineError: the runtime refuses the model, the model has not the tensors that the manifest names, or
-            `threads` is out of range.
+            `threads` or an option is out of range.
     """
     name = bundle.manifest.engine
     if name not in _MODULES:
@@ -70,7 +91,8 @@ def load_engine(bundle: Bundle, threads: int) -> Engine:
         most = MAX_THREADS_PER_PROCESSOR * processors
         raise EngineError(f"threads is {threads}, expected at most {most} on a machine of {processors} processors")
     module = importlib.import_module(_MODULES[name])
-    return cast(Engine, module.load(bundle, threads))
+    chosen = chosen_options(name, bundle.manifest.engine_options, options or {})
+    return cast(RawEngine, module.load(bundle, threads, chosen))
 
 
 def not_installed(bundle: Bundle, package: str, error: ImportError) -> EngineNotInstalledError:
@@ -83,86 +105,3 @@ def not_installed(bundle: Bundle, package: str, error: ImportError) -> EngineNot
 def reason(error: Exception) -> str:
     """What an exception says in one line; its kind, where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def check_tensors(
-    bundle: Bundle, inputs: Mapping[str, Sequence[object]], outputs: Mapping[str, Sequence[object]]
-) -> None:
-    """Refuse a model whose tensors are not those of its manifest.
-
-    Args:
-        bundle: the bundle.
-        inputs: name to shape of the model's inputs; a side that is no whole number is free.
-        outputs: the same of its outputs.
-
-    Raises:
-        EngineError: a name that the model lacks, or another shape.
-    """
-    spec = bundle.manifest.input
-    _check_tensor(bundle, "input", spec.name, _shape(spec.layout, spec.height, spec.width, 3), inputs)
-    for output in bundle.manifest.outputs:
-        shape = _shape(output.layout, spec.height // output.stride, spec.width // output.stride, output.channels)
-        _check_tensor(bundle, "output", output.name, shape, outputs)
-
-
-def _shape(layout: str, height: int, width: int, channels: int) -> tuple[int, ...]:
-    return (1, height, width, channels) if layout == "NHWC" else (1, channels, height, width)
-
-
-def _check_tensor(
-    bundle: Bundle, kind: str, name: str, expected: tuple[int, ...], tensors: Mapping[str, Sequence[object]]
-) -> None:
-    if name not in tensors:
-        raise EngineError(
-            f"{bundle.model_path} has the {kind}s {', '.join(tensors)}, its manifest names {name!r}: "
-            "make the bundle again"
-        )
-    met = tensors[name]
-    fits = len(met) == 4 and all(one == side for one, side in zip(met, expected, strict=True) if isinstance(one, int))
-    if not fits:
-        raise EngineError(
-            f"{bundle.model_path} has {kind} {name!r} of shape {tuple(met)}, its manifest says {expected}: "
-            "make the bundle again"
-        )
-
-
-def check_pixels(pixels: NDArray[np.uint8], spec: InputSpec) -> None:
-    """Refuse pixels that are not (1, height, width, 3) uint8.
-
-    Raises:
-        EngineError: another shape or type.
-    """
-    expected = (1, spec.height, spec.width, 3)
-    if pixels.shape != expected or pixels.dtype != np.uint8:
-        raise EngineError(f"input is {pixels.dtype} of shape {pixels.shape}, expected uint8 of shape {expected}")
-
-
-def to_input(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[Any]:
-    """Letterboxed pixels in the layout and type that the model takes, as `InputSpec` describes."""
-    check_pixels(pixels, spec)
-    laid_out = pixels if spec.layout == "NHWC" else pixels.transpose(0, 3, 1, 2)
-    if spec.dtype == "uint8":
-        return np.ascontiguousarray(laid_out)
-    if spec.dtype == "int8":
-        # pixel - 128 in two's complement is the pixel with its top bit flipped.
-        return np.ascontiguousarray(laid_out ^ np.uint8(0x80)).view(np.int8)
-    dtype = np.dtype(spec.dtype)
-    return np.asarray(np.multiply(laid_out, dtype.type(spec.scale), dtype=dtype, order="C"))
-
-
-def to_cells(tensor: NDArray[Any], spec: OutputSpec) -> NDArray[np.float32]:
-    """A head tensor (1, C, H, W) or (1, H, W, C) as (H * W, C) float32.
-
-    Raises:
-        EngineError: the tensor has another number of channels than the manifest says.
-    """
-    axis = 3 if spec.layout == "NHWC" else 1
-    if tensor.ndim != 4 or tensor.shape[0] != 1 or tensor.shape[axis] != spec.channels:
-        raise EngineError(
-            f"output {spec.name!r} has shape {tensor.shape}, expected {spec.channels} channels in {spec.layout}: "
-            "make the bundle again"
-        )
-    if spec.layout == "NCHW":
-        tensor = tensor.transpose(0, 2, 3, 1)
-        return np.asarray(tensor.reshape(-1, spec.channels), np.float32)
-    return np.asarray(tensor.reshape(-1, spec.channels), np.float32)

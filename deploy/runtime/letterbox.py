@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.runtime.resize import resize_bilinear
+from deploy.runtime.resize import Resizer
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,55 @@ class Letterbox:
         return np.asarray(np.clip((boxes_xyxy - shift) / gain, 0, limit), np.float32)
 
 
+class InputBuffer:
+    """Memory for one letterboxed image, used over and over. One thread at a time.
+
+    The border is drawn only where the geometry changes, and the image is resized straight into its place.
+    """
+
+    def __init__(self, height: int, width: int, pad_value: int = 114) -> None:
+        """Take the memory.
+
+        Args:
+            height: rows of the network's input.
+            width: columns of the network's input.
+            pad_value: grey level 0..255 of the border.
+        """
+        self.pixels: NDArray[np.uint8] = np.full((1, height, width, 3), pad_value, np.uint8)
+        self._pad_value = pad_value
+        self._inner = (0, 0, 0, 0)  # top, left, height, width of the image inside; nothing yet
+        self._resizer = Resizer()
+
+    def fill(self, image: NDArray[np.uint8]) -> Letterbox:
+        """Letterbox an image into `pixels`; see `letterbox`.
+
+        Raises:
+            ValueError: the array is no image.
+        """
+        rows = as_rgb(image)
+        source_height, source_width = rows.shape[:2]
+        height, width = self.pixels.shape[1:3]
+        gain = min(height / source_height, width / source_width)
+        inner_width = max(1, round(source_width * gain))
+        inner_height = max(1, round(source_height * gain))
+        left = round((width - inner_width) / 2 - 0.1)
+        top = round((height - inner_height) / 2 - 0.1)
+        if self._inner != (top, left, inner_height, inner_width):
+            self._draw_border(top, left, inner_height, inner_width)
+        self._resizer.resize_into(rows, self.pixels[0, top : top + inner_height, left : left + inner_width])
+        return Letterbox(
+            inner_width / source_width, inner_height / source_height, left, top, source_width, source_height
+        )
+
+    def _draw_border(self, top: int, left: int, height: int, width: int) -> None:
+        pixels = self.pixels[0]
+        pixels[:top] = self._pad_value
+        pixels[top + height :] = self._pad_value
+        pixels[top : top + height, :left] = self._pad_value
+        pixels[top : top + height, left + width :] = self._pad_value
+        self._inner = (top, left, height, width)
+
+
 def letterbox(
     image: NDArray[np.uint8], height: int, width: int, pad_value: int = 114
 ) -> tuple[NDArray[np.uint8], Letterbox]:
@@ -47,7 +96,7 @@ def letterbox(
     (8.4), so that boxes come out where its `predict` puts them.
 
     Args:
-        image: (h, w, 3) uint8, any h and w of at least 1.
+        image: uint8 (h, w, 3) RGB, (h, w, 4) RGBA, (h, w) or (h, w, 1) grey, any h and w of at least 1, any strides.
         height: rows of the network's input.
         width: columns of the network's input.
         pad_value: grey level 0..255 of the border.
@@ -56,21 +105,25 @@ def letterbox(
         pixels (1, height, width, 3) uint8 in the channel order of `image`, and the geometry.
 
     Raises:
-        ValueError: `image` is not (h, w, 3) uint8 or is empty.
+        ValueError: `image` is of another shape or type, or is empty.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"image is {image.dtype} of shape {image.shape}, expected uint8 (height, width, 3)")
-    source_height, source_width = image.shape[:2]
-    gain = min(height / source_height, width / source_width)
-    inner_width = max(1, round(source_width * gain))
-    inner_height = max(1, round(source_height * gain))
-    left = round((width - inner_width) / 2 - 0.1)
-    top = round((height - inner_height) / 2 - 0.1)
-    pixels = np.full((1, height, width, 3), pad_value, np.uint8)
-    inner = pixels[0, top : top + inner_height, left : left + inner_width]
-    if (inner_height, inner_width) == (source_height, source_width):
-        inner[...] = image
-    else:
-        inner[...] = resize_bilinear(image, inner_height, inner_width)
-    gain_x, gain_y = inner_width / source_width, inner_height / source_height
-    return pixels, Letterbox(gain_x, gain_y, left, top, source_width, source_height)
+    buffer = InputBuffer(height, width, pad_value)
+    geometry = buffer.fill(image)
+    return buffer.pixels, geometry
+
+
+def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image as (h, w, 3): grey three times over, RGBA without its alpha; a view of `image`.
+
+    Raises:
+        ValueError: `image` is no image of uint8, or is empty.
+    """
+    channels = image.shape[2] if image.ndim == 3 else 1 if image.ndim == 2 else 0
+    if image.dtype != np.uint8 or channels not in (1, 3, 4) or 0 in image.shape:
+        raise ValueError(
+            f"image is {image.dtype} of shape {image.shape}, expected uint8 (height, width, 3), at least 1 x 1; "
+            "(height, width, 4) and (height, width) will do as well"
+        )
+    if channels == 1:
+        return np.broadcast_to(image.reshape(*image.shape[:2], 1), (*image.shape[:2], 3))
+    return image[..., :3]

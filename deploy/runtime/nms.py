@@ -32,6 +32,8 @@ def nms(
         Indices of the kept boxes, best score first, at most `max_det`.
     """
     order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    if len(order) < 2:
+        return order
     kept = np.zeros(0, np.int64)
     for start in range(0, len(order), _BLOCK):
         if len(kept) >= max_det:
@@ -62,13 +64,17 @@ def _overlaps(
     iou: float,
 ) -> NDArray[np.bool_]:
     """(rows, columns) matrix: same class and intersection over union above `iou`."""
-    a, b = boxes[rows][:, None], boxes[columns][None]
-    size = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    intersection = size[..., 0] * size[..., 1]
-    union = _area(a) + _area(b) - intersection
-    same_class = class_ids[rows][:, None] == class_ids[columns][None]
-    return np.asarray((intersection > iou * union) & same_class)
-
-
-def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
+    # One coordinate at a time: long inner loops over contiguous memory, no axis of length 2 or 4.
+    left, top, right, bottom = boxes[rows].T[:, :, None]
+    other_left, other_top, other_right, other_bottom = np.ascontiguousarray(boxes[columns].T)[:, None, :]
+    width = np.minimum(right, other_right)
+    width -= np.maximum(left, other_left)
+    height = np.minimum(bottom, other_bottom)
+    height -= np.maximum(top, other_top)
+    np.maximum(width, 0, out=width)
+    np.maximum(height, 0, out=height)
+    intersection = np.multiply(width, height, out=width)
+    union = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
+    union -= intersection
+    union *= np.float32(iou)
+    return np.asarray((intersection > union) & (class_ids[rows][:, None] == class_ids[columns][None]))

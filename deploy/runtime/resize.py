@@ -9,6 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class Resizer:
+    """Resizes into memory that is there already."""
+
+    def resize_into(self, image: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+        """See `resize_bilinear`; the result goes to `out` (height, width, 3), which must not overlap `image`."""
+        if image.shape == out.shape:
+            np.copyto(out, image)
+        else:
+            out[...] = resize_bilinear(np.ascontiguousarray(image), *out.shape[:2])
+
+
 def resize_bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Resize with two-tap bilinear interpolation, pixel centres at half integers, no antialiasing.
 

@@ -60,7 +60,8 @@ def test_every_candidate_equals_that_of_the_ultralytics_head(multi_label: bool, 
     else:
         rows = np.flatnonzero(reference[:, 4:].max(1) > conf)
         classes = reference[rows, 4:].argmax(1)
-    boxes, scores, class_ids = decode(outputs, manifest, conf, multi_label)
+    found = decode(outputs, manifest, conf, multi_label)
+    boxes, scores, class_ids = found.boxes_xyxy, found.scores, found.class_ids
     assert class_ids.tolist() == classes.tolist()
     np.testing.assert_allclose(scores, reference[rows, 4 + classes], atol=1e-6)
     np.testing.assert_allclose(boxes, reference[rows, :4], atol=1e-3)
@@ -73,7 +74,8 @@ def test_a_distribution_on_one_bin_gives_that_distance_times_the_stride() -> Non
     for side, distance in enumerate((1, 0, 3, 5)):
         outputs[0][cell, side * REG_MAX + distance] = 50.0
     outputs[3][cell, 2] = 3.0
-    boxes, scores, class_ids = decode(outputs, manifest, 0.25, False)
+    found = decode(outputs, manifest, 0.25, False)
+    boxes, scores, class_ids = found.boxes_xyxy, found.scores, found.class_ids
     np.testing.assert_allclose(boxes, [[(2.5 - 1) * 8, 1.5 * 8, (2.5 + 3) * 8, (1.5 + 5) * 8]], atol=1e-4)
     assert scores[0] == pytest.approx(1 / (1 + math.exp(-3)))
     assert class_ids.tolist() == [2]
@@ -85,14 +87,14 @@ def test_cells_with_nan_or_infinity_make_no_candidate(poison: float) -> None:
     outputs = _outputs(manifest)
     for output in outputs:
         output[::3] = poison
-    boxes, scores, _ = decode(outputs, manifest, 0.001, True)
-    assert np.isfinite(boxes).all()
-    assert np.isfinite(scores).all()
+    found = decode(outputs, manifest, 0.001, True)
+    assert np.isfinite(found.boxes_xyxy).all()
+    assert np.isfinite(found.scores).all()
 
 
 @pytest.mark.parametrize(("conf", "expected"), [(0.0, "all"), (1.0, "none")])
 def test_the_ends_of_the_threshold_range_work(conf: float, expected: str) -> None:
     manifest = _manifest()
     outputs = _outputs(manifest)
-    boxes, _, _ = decode(outputs, manifest, conf, False)
-    assert len(boxes) == (sum(len(o) for o in outputs[:3]) if expected == "all" else 0)
+    found = decode(outputs, manifest, conf, False)
+    assert len(found.scores) == (sum(len(o) for o in outputs[:3]) if expected == "all" else 0)

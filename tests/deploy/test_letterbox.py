@@ -66,7 +66,12 @@ def test_pillow_resizes_within_one_grey_level_of_opencv(shape: tuple[int, int], 
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)],
+    [
+        np.zeros(4, np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
 )
 def test_what_is_not_an_rgb_image_is_refused_with_its_shape(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected uint8 \(height, width, 3\)"):

@@ -10,62 +10,129 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
 from deploy.errors import EngineError
-from deploy.runtime.engine import check_tensors, not_installed, to_cells, to_input
+from deploy.runtime.engine import not_installed
+from deploy.runtime.options import Options
+from deploy.runtime.tensors import (
+    RawTensor,
+    check_pixels,
+    check_tensors,
+    fill_input,
+    input_shape,
+    output_shape,
+    takes_pixels,
+)
+
+_OPTIMIZATION = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def load(bundle: Bundle, threads: int) -> OnnxEngine:
+def load(bundle: Bundle, threads: int, options: Options) -> OnnxEngine:
     """Open an ONNX bundle; see `deploy.runtime.load_engine`."""
-    return OnnxEngine(bundle, threads)
+    return OnnxEngine(bundle, threads, options)
 
 
 class OnnxEngine:
-    """One ONNX Runtime session with the CPU provider alone."""
+    """One ONNX Runtime session with the CPU provider alone, writing into memory that stays."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, options: Options) -> None:
         try:
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
         except ImportError as error:
             raise not_installed(bundle, "onnxruntime", error) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors only; they are raised anyway
+        settings = _session_options(onnxruntime, threads, options)
         refused = tuple(
             getattr(ort_errors, name)
             for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
         )
         try:
             self._session = onnxruntime.InferenceSession(
-                str(bundle.model_path), options, providers=["CPUExecutionProvider"]
+                str(bundle.model_path), settings, providers=["CPUExecutionProvider"]
             )
         except (*refused, RuntimeError) as error:
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.model_path}: {error}") from error
+        outputs = self._session.get_outputs()
         check_tensors(
             bundle,
             {tensor.name: tensor.shape for tensor in self._session.get_inputs()},
-            {tensor.name: tensor.shape for tensor in self._session.get_outputs()},
+            {tensor.name: tensor.shape for tensor in outputs},
         )
-        self._manifest = bundle.manifest
-        self._output_names = [output.name for output in bundle.manifest.outputs]
+        self._input_spec = bundle.manifest.input
+        self._ort_value = onnxruntime.OrtValue
+        self._binding = self._session.io_binding()
+        self._bind_outputs(bundle, {tensor.name: tensor.type for tensor in outputs})
+        self._takes_pixels = takes_pixels(self._input_spec)
+        self._input = np.zeros(input_shape(self._input_spec), self._input_spec.dtype)
+        self._bind_input()
         self._facts = {
             "library": "onnxruntime",
             "version": str(onnxruntime.__version__),
             "threads": threads,
             "provider": self._session.get_providers()[0],
             "precision_asked": bundle.manifest.precision,
+            "options": dict(options),
         }
 
     def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
-        """Run one image; see `deploy.runtime.Engine.infer`."""
-        feed = {self._manifest.input.name: to_input(pixels, self._manifest.input)}
-        tensors = self._session.run(self._output_names, feed)
-        return tuple(to_cells(tensor, spec) for tensor, spec in zip(tensors, self._manifest.outputs, strict=True))
+        """Run one image; see `deploy.runtime.Engine.infer`. The arrays are the caller's."""
+        return tuple(np.array(tensor.cells()) for tensor in self.run(pixels))
+
+    def run(self, pixels: NDArray[np.uint8]) -> tuple[RawTensor, ...]:
+        """Run one image; see `deploy.runtime.RawEngine.run`."""
+        check_pixels(pixels, self._input_spec)
+        self._feed(pixels)
+        self._session.run_with_iobinding(self._binding)
+        return self._outputs
 
     def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, provider, precision asked."""
+        """Library, version, threads, provider, precision asked, options."""
         return self._facts
 
     def close(self) -> None:
         """Free the session."""
-        del self._session
+        del self._binding, self._session
+
+    def _bind_outputs(self, bundle: Bundle, types: Mapping[str, str]) -> None:
+        """Give the session memory for its outputs, once for all runs."""
+        tensors = []
+        for spec in bundle.manifest.outputs:
+            if types[spec.name] not in _DTYPES:
+                raise EngineError(
+                    f"{bundle.model_path} has output {spec.name!r} of type {types[spec.name]}, expected one of "
+                    f"{', '.join(_DTYPES)}: make the bundle again"
+                )
+            tensor = RawTensor(
+                np.zeros(output_shape(spec, bundle.manifest.input), _DTYPES[types[spec.name]]), spec.layout
+            )
+            self._binding.bind_ortvalue_output(spec.name, self._ort_value.ortvalue_from_numpy(tensor.values))
+            tensors.append(tensor)
+        self._outputs = tuple(tensors)
+
+    def _feed(self, pixels: NDArray[np.uint8]) -> None:
+        """Let the session read `pixels` where they are, or a converted copy where the model takes another form."""
+        if not self._takes_pixels:
+            fill_input(pixels, self._input_spec, self._input)
+        elif pixels is not self._input:
+            self._input = pixels if pixels.flags.c_contiguous and pixels.flags.writeable else pixels.copy()
+            self._bind_input()
+
+    def _bind_input(self) -> None:
+        # The attribute keeps alive what the session reads.
+        self._binding.bind_ortvalue_input(self._input_spec.name, self._ort_value.ortvalue_from_numpy(self._input))
+
+
+def _session_options(onnxruntime: Any, threads: int, options: Options) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 3  # errors only; they are raised anyway
+    settings.enable_cpu_mem_arena = bool(options["memory_arena"])
+    level = _OPTIMIZATION[str(options["graph_optimization"])]
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options["allow_spinning"] else "0")
+    return settings

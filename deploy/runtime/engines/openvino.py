@@ -10,31 +10,35 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
 from deploy.errors import EngineError
-from deploy.runtime.engine import check_tensors, not_installed, to_cells, to_input
+from deploy.runtime.engine import not_installed
+from deploy.runtime.options import Options
+from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_input, takes_pixels
 
 # Left alone, OpenVINO runs a float model in bf16 on x86 with AMX and in fp16 on ARM: say what is meant.
 _PRECISION_HINTS = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
 
 
-def load(bundle: Bundle, threads: int) -> OpenvinoEngine:
+def load(bundle: Bundle, threads: int, options: Options) -> OpenvinoEngine:
     """Open an OpenVINO bundle; see `deploy.runtime.load_engine`."""
-    return OpenvinoEngine(bundle, threads)
+    return OpenvinoEngine(bundle, threads, options)
 
 
 class OpenvinoEngine:
-    """One compiled model and one inference request, for latency."""
+    """One compiled model and one inference request, in memory that stays."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, options: Options) -> None:
         try:
             import openvino
         except ImportError as error:
             raise not_installed(bundle, "openvino", error) from error
-        asked = _PRECISION_HINTS[bundle.manifest.precision]
+        asked = options["inference_precision"]
+        if asked == "bundle":
+            asked = _PRECISION_HINTS[bundle.manifest.precision]
         core = openvino.Core()
         config = {
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": str(options["hint"]).upper(),
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": options["streams"],
             "INFERENCE_PRECISION_HINT": asked,
         }
         try:
@@ -42,9 +46,15 @@ class OpenvinoEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO {openvino.__version__} refuses {bundle.model_path}: {error}") from error
         check_tensors(bundle, _shapes(compiled.inputs), _shapes(compiled.outputs))
-        self._manifest = bundle.manifest
+        self._input_spec = bundle.manifest.input
+        self._tensor = openvino.Tensor
         self._request = compiled.create_infer_request()
-        self._ports = [compiled.output(output.name) for output in bundle.manifest.outputs]
+        self._takes_pixels = takes_pixels(self._input_spec)
+        self._input = self._request.get_input_tensor().data
+        self._outputs = tuple(
+            RawTensor(self._request.get_tensor(compiled.output(output.name)).data, output.layout)
+            for output in bundle.manifest.outputs
+        )
         executed = compiled.get_property("INFERENCE_PRECISION_HINT")
         self._facts = {
             "library": "openvino",
@@ -53,21 +63,38 @@ class OpenvinoEngine:
             "precision_asked": bundle.manifest.precision,
             "precision_hint_asked": asked,
             "precision_hint_executed": str(getattr(executed, "to_string", lambda: executed)()),
+            "streams_executed": int(compiled.get_property("NUM_STREAMS")),
+            "options": dict(options),
         }
 
     def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
-        """Run one image; see `deploy.runtime.Engine.infer`."""
-        self._request.infer([to_input(pixels, self._manifest.input)], share_inputs=True)
-        tensors = [self._request.get_tensor(port).data for port in self._ports]
-        return tuple(to_cells(tensor, spec) for tensor, spec in zip(tensors, self._manifest.outputs, strict=True))
+        """Run one image; see `deploy.runtime.Engine.infer`. The arrays are the caller's."""
+        return tuple(np.array(tensor.cells()) for tensor in self.run(pixels))
+
+    def run(self, pixels: NDArray[np.uint8]) -> tuple[RawTensor, ...]:
+        """Run one image; see `deploy.runtime.RawEngine.run`."""
+        check_pixels(pixels, self._input_spec)
+        self._feed(pixels)
+        self._request.start_async()  # unlike infer(), it does not copy the outputs
+        self._request.wait()
+        return self._outputs
 
     def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, precision asked, and its hint asked and executed."""
+        """Library, version, threads, precision asked, and its hint asked and executed, streams, options."""
         return self._facts
 
     def close(self) -> None:
         """Free the model."""
-        del self._request, self._ports
+        del self._request, self._outputs, self._input
+
+    def _feed(self, pixels: NDArray[np.uint8]) -> None:
+        """Let the request read `pixels` where they are, or a converted copy where the model takes another form."""
+        if not self._takes_pixels:
+            fill_input(pixels, self._input_spec, self._input)
+        elif pixels is not self._input:
+            # The attribute keeps alive what the request reads.
+            self._input = pixels if pixels.flags.c_contiguous and pixels.flags.writeable else pixels.copy()
+            self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))
 
 
 def _shapes(ports: Iterable[Any]) -> dict[str, list[object]]:

@@ -12,68 +12,97 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
 from deploy.errors import EngineError, EngineNotInstalledError
-from deploy.runtime.engine import check_pixels, check_tensors, reason, to_cells, to_input
+from deploy.runtime.engine import reason
+from deploy.runtime.options import Options
+from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_input
 
 # In order of preference: the successor is many times faster on int8 (its XNNPACK delegates all of it).
 _LIBRARIES = (("ai-edge-litert", "ai_edge_litert.interpreter"), ("tflite-runtime", "tflite_runtime.interpreter"))
 
 
-def load(bundle: Bundle, threads: int) -> TfliteEngine:
+def load(bundle: Bundle, threads: int, options: Options) -> TfliteEngine:
     """Open a TFLite bundle; see `deploy.runtime.load_engine`."""
-    return TfliteEngine(bundle, threads)
+    return TfliteEngine(bundle, threads, options)
 
 
 class TfliteEngine:
-    """One interpreter with the XNNPACK delegate that the library applies by itself."""
+    """One interpreter, whose own memory is written and read in place."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, options: Options) -> None:
         library, module = _import_interpreter(bundle)
         try:
-            self._interpreter = module.Interpreter(model_path=str(bundle.model_path), num_threads=threads)
+            self._interpreter = module.Interpreter(
+                model_path=str(bundle.model_path), num_threads=threads, **_resolver(module, options)
+            )
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"{library} {version(library)} refuses {bundle.model_path}: {error}") from error
-        self._manifest = bundle.manifest
-        self._input = self._interpreter.get_input_details()[0]
+        given = self._interpreter.get_input_details()[0]
         details = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
         check_tensors(
             bundle,
-            {self._input["name"]: self._input["shape"].tolist()},
+            {given["name"]: given["shape"].tolist()},
             {name: detail["shape"].tolist() for name, detail in details.items()},
         )
-        self._outputs = [details[output.name] for output in bundle.manifest.outputs]
+        self._input_spec = bundle.manifest.input
+        self._input = self._memory(given["index"])
+        self._outputs = tuple(self._output(details[output.name], output.layout) for output in bundle.manifest.outputs)
         self._facts = {
             "library": library,
             "version": version(library),
             "threads": threads,
             "precision_asked": bundle.manifest.precision,
+            "options": dict(options),
         }
 
     def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
-        """Run one image; see `deploy.runtime.Engine.infer`."""
-        spec = self._manifest.input
-        check_pixels(pixels, spec)
-        self._interpreter.set_tensor(self._input["index"], to_input(pixels, spec))
+        """Run one image; see `deploy.runtime.Engine.infer`. The arrays are the caller's."""
+        return tuple(np.array(tensor.cells()) for tensor in self.run(pixels))
+
+    def run(self, pixels: NDArray[np.uint8]) -> tuple[RawTensor, ...]:
+        """Run one image; see `deploy.runtime.RawEngine.run`."""
+        check_pixels(pixels, self._input_spec)
+        fill_input(pixels, self._input_spec, self._input)
         self._interpreter.invoke()
-        return tuple(
-            to_cells(self._float_output(detail), spec)
-            for detail, spec in zip(self._outputs, self._manifest.outputs, strict=True)
-        )
+        return self._outputs
 
     def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, precision asked."""
+        """Library, version, threads, precision asked, options."""
         return self._facts
 
     def close(self) -> None:
-        """Free the interpreter."""
-        del self._interpreter
+        """Free the interpreter, once the last tensor that it gave is gone."""
+        del self._input, self._outputs, self._interpreter
 
-    def _float_output(self, detail: Mapping[str, Any]) -> NDArray[np.float32]:
-        tensor = self._interpreter.get_tensor(detail["index"])
+    def _memory(self, index: int) -> NDArray[Any]:
+        """The interpreter's own memory of a tensor, which stays where it is: no shape ever changes."""
+        view = self._interpreter.tensor(index)()
+        return np.asarray(_Memory(self._interpreter, view.__array_interface__))
+
+    def _output(self, detail: Mapping[str, Any], layout: str) -> RawTensor:
+        memory = self._memory(detail["index"])
         scale, zero_point = detail["quantization"]
-        if tensor.dtype.kind in "iu" and scale:
-            return np.asarray((tensor.astype(np.float32) - np.float32(zero_point)) * np.float32(scale))
-        return np.asarray(tensor, np.float32)
+        quantized = memory.dtype.kind in "iu"
+        return RawTensor(memory, layout, float(scale) if quantized else 0.0, int(zero_point))
+
+
+class _Memory:
+    """A tensor's memory for numpy.
+
+    The arrays of `Interpreter.tensor` keep its inner object alive, and the interpreter refuses to run while one of
+    them exists. This one keeps the interpreter itself alive: just as safe, and it can stay for all runs.
+    """
+
+    def __init__(self, interpreter: Any, array_interface: Mapping[str, Any]) -> None:
+        self.interpreter = interpreter
+        self.__array_interface__ = dict(array_interface)
+
+
+def _resolver(module: Any, options: Options) -> dict[str, Any]:
+    """What turns XNNPACK off; it is on by itself."""
+    if options["xnnpack"]:
+        return {}
+    return {"experimental_op_resolver_type": module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
 
 
 def _import_interpreter(bundle: Bundle) -> tuple[str, Any]:

@@ -200,4 +200,4 @@ def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     intersection = size[..., 0] * size[..., 1]
     areas = [(one[..., 2] - one[..., 0]) * (one[..., 3] - one[..., 1]) for one in (first, second)]
     union = areas[0] + areas[1] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))

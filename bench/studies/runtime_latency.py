@@ -35,11 +35,13 @@ class Entrant:
         name: what the table calls it.
         side: `OURS` or `THEIRS`.
         request: what opens it; see `runtime_contenders.open_contender`.
+        as_it_comes: nothing was set that a user would not set.
     """
 
     name: str
     side: str
     request: Mapping[str, Any]
+    as_it_comes: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,12 @@ def measure_cell(
             log(f"{engine} {precision} {imgsz} px: opening {entrant.name}")
             try:
                 worker = WorkerProcess(entrant.name, {**entrant.request, "images": list(images)}, log_file)
+                stack.enter_context(worker)
+                worker.ask({"do": "time", "images": list(range(len(images)))})  # warm-up; decodes the images too
             except BenchError as error:
-                failures[entrant.name] = str(error)
+                failures[entrant.name] = str(error).removeprefix(f"{entrant.name}: ")
                 continue
-            workers[entrant.name] = stack.enter_context(worker)
+            workers[entrant.name] = worker
         running = [entrant for entrant in entrants if entrant.name in workers]
         timings, overheads, calls_s = _rounds(running, workers, len(images), rounds, per_round)
     return Cell(imgsz, engine, precision, tuple(timings), tuple(overheads), tuple(calls_s), failures)
@@ -190,8 +194,6 @@ def _rounds(
         {"do": do, "images": indices}
     )
     first = round_indices(0, per_round, images)
-    for entrant in entrants:  # warm-up: decodes the images too
-        ask(entrant.name, "time", list(range(images)))
     samples: dict[str, list[tuple[float, ...]]] = {entrant.name: [] for entrant in entrants}
     threads: dict[str, int] = {}
     overheads: list[tuple[float, ...]] = []

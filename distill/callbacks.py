@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from distill.errors import DistillError
-from distill.losses import Activations, build_losses
+from distill.losses import Activations, AssignedBoxes, build_losses
 from distill.teacher import Teacher, check_pair, head_pair, load_weights
 
 __all__ = ["Distillation", "DistillationCriterion", "PreparedDistillation"]
@@ -99,21 +99,38 @@ class DistillationCriterion:
 
     def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (loss vector of box, cls, dfl and one element per distillation loss, its named parts)."""
-        loss, parts = self.plain(outputs, batch)
         if isinstance(outputs, tuple):  # evaluation: (decoded, raw); the teacher has no part in it
-            return loss, parts
-        student = Activations.of_head(outputs)
+            plain: tuple[Tensor, dict[str, Tensor]] = self.plain(outputs, batch)
+            return plain
+        images = batch["img"].shape[0]
+        # What self.plain(outputs, batch) does, but keeping the assignment.
+        targets, loss, parts = self.plain.get_assigned_targets_and_loss(outputs, batch)
+        student = Activations.of_head(outputs, _assigned_boxes(targets, self.plain.reg_max))
         teacher = self.distillation.teacher(batch["img"])
         distilled = {
             name: weight * self.distillation.losses[name](student, teacher)
             for name, weight in self.distillation.weights.items()
         }
-        total = torch.cat([loss, torch.stack(list(distilled.values())) * batch["img"].shape[0]])
+        total = torch.cat([loss, torch.stack(list(distilled.values()))]) * images
         return total, {**parts, **{f"kd_{name}": value.detach() for name, value in distilled.items()}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy of the plain criterion."""
         return deepcopy(self.plain, memo)
+
+
+def _assigned_boxes(targets: tuple[Tensor, ...], reg_max: int) -> AssignedBoxes:
+    """The labelled boxes as edge distances, as ultralytics' DFL loss sees them.
+
+    Args:
+        targets: foreground (batch, anchors), label indices, boxes (batch, anchors, 4) in pixels as x1 y1 x2 y2,
+            anchor points (anchors, 2) in strides, strides (anchors, 1).
+        reg_max: DFL bins per edge.
+    """
+    foreground, _, boxes, points, strides = targets
+    boxes = boxes / strides
+    edges = torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=2)
+    return AssignedBoxes(edges.clamp(0, reg_max - 1).transpose(1, 2).float(), foreground.bool())
 
 
 def _teacher_dtype(trainer: Any) -> torch.dtype:

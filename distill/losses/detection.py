@@ -7,11 +7,20 @@ from typing import Final
 
 from torch import nn
 
+from distill.losses.at import AttentionTransfer
+from distill.losses.boxes import BoundedRegression, SoftOverlap
 from distill.losses.cwd import ChannelWiseDistillation
+from distill.losses.fgd import FocalGlobal
+from distill.losses.fitnets import Hints
 from distill.losses.localization import LocalizationDistillation
+from distill.losses.mgd import MaskedGeneration
+from distill.losses.mimic import FeatureMimic
 from distill.losses.names import parse_weights
+from distill.losses.pkd import PearsonDistillation
 from distill.losses.protocol import HeadPair
+from distill.losses.quality import QualityResponse
 from distill.losses.response import ResponseDistillation
+from distill.losses.rkd import PooledRelations
 
 __all__ = ["DEFAULT_LOSSES", "LOSSES", "build_losses", "parse_losses"]
 
@@ -19,7 +28,18 @@ __all__ = ["DEFAULT_LOSSES", "LOSSES", "build_losses", "parse_losses"]
 LOSSES: Final[Mapping[str, Callable[[HeadPair, float], nn.Module]]] = {
     "response": ResponseDistillation,
     "ld": LocalizationDistillation,
-    "feature": ChannelWiseDistillation,
+    "feature": ChannelWiseDistillation,  # another name of cwd, which recipes of older runs use
+    "cwd": ChannelWiseDistillation,
+    "quality": QualityResponse,
+    "iou": SoftOverlap,
+    "bounded": BoundedRegression,
+    "fitnets": Hints,
+    "mimic": FeatureMimic,
+    "at": AttentionTransfer,
+    "pkd": PearsonDistillation,
+    "mgd": MaskedGeneration,
+    "fgd": FocalGlobal,
+    "rkd": PooledRelations,
 }
 
 #: Weights used when ``--losses`` is not given, at temperature 1. Chosen by the size of each loss's gradient on the

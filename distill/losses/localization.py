@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.losses.protocol import Activations, HeadPair
+from distill.losses.regions import object_score
 
 __all__ = ["LocalizationDistillation"]
 
@@ -33,7 +34,7 @@ class LocalizationDistillation(nn.Module):
 
     def forward(self, student: Activations, teacher: Activations) -> Tensor:
         """Compare ``boxes`` of shape (batch, 4 * reg_max, anchors); return a float32 scalar, in nats per edge."""
-        weight = teacher.scores.detach().float().sigmoid().amax(dim=1)  # (batch, anchors)
+        weight = object_score(teacher)  # (batch, anchors)
         log_q = self._log_probabilities(student.boxes)
         log_p = self._log_probabilities(teacher.boxes.detach())
         kl_per_anchor = (log_p.exp() * (log_p - log_q)).sum(dim=2).mean(dim=1)  # (batch, anchors)

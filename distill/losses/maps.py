@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,4 +49,6 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 def channel_norm(features: Tensor) -> Tensor:
     """Each channel with mean 0 and variance 1 over batch and positions, without learned scale, in float32."""
+    if features[:, :1].numel() == 1:  # one image, one position: batch_norm refuses what has no variance
+        return torch.zeros_like(features, dtype=torch.float32)
     return F.batch_norm(features.float(), running_mean=None, running_var=None, training=True)

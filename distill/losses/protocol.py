@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "Activations",
+    "AssignedBoxes",
     "ClassActivations",
     "ClassPair",
     "DistillLoss",
@@ -20,6 +21,21 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class AssignedBoxes:
+    """The labelled boxes a detector's criterion assigned to its anchors for one batch.
+
+    Attributes:
+        edges: distances from the anchor to the left, top, right and bottom of its labelled box, in strides of the
+            anchor's level, cut to what DFL can say (0 to reg_max - 1); float32 (batch, 4, anchors), meaningless where
+            there is no box.
+        foreground: which anchors have a box, bool (batch, anchors).
+    """
+
+    edges: Tensor
+    foreground: Tensor
+
+
+@dataclass(frozen=True)
 class Activations:
     """Raw outputs of one ``Detect`` head for one batch, before any decoding.
 
@@ -27,20 +43,23 @@ class Activations:
         boxes: DFL logits, shape (batch, 4 * reg_max, anchors); edge-major, bins innermost.
         scores: class logits, shape (batch, classes, anchors).
         feats: the neck levels the head reads (P3, P4, P5), each (batch, channels, height, width).
+        assigned: the labelled boxes, given to a student by its own criterion; None for a teacher.
     """
 
     boxes: Tensor
     scores: Tensor
     feats: tuple[Tensor, ...]
+    assigned: AssignedBoxes | None = None
 
     @classmethod
-    def of_head(cls, output: Mapping[str, Any]) -> Activations:
+    def of_head(cls, output: Mapping[str, Any], assigned: AssignedBoxes | None = None) -> Activations:
         """Wrap what ``Detect.forward`` returns in training: ``{"boxes", "scores", "feats"}``."""
-        return cls(output["boxes"], output["scores"], tuple(output["feats"]))
+        return cls(output["boxes"], output["scores"], tuple(output["feats"]), assigned)
 
     def detached(self) -> Activations:
         """The same values outside the graph: a teacher is never trained."""
-        return Activations(self.boxes.detach(), self.scores.detach(), tuple(f.detach() for f in self.feats))
+        feats = tuple(f.detach() for f in self.feats)
+        return Activations(self.boxes.detach(), self.scores.detach(), feats, self.assigned)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.losses.protocol import Activations, HeadPair
+from distill.losses.regions import object_score
 
 __all__ = ["ResponseDistillation"]
 
@@ -36,7 +37,7 @@ class ResponseDistillation(nn.Module):
     def forward(self, student: Activations, teacher: Activations) -> Tensor:
         """Compare ``scores`` of shape (batch, classes, anchors); return a float32 scalar, in nats."""
         teacher_logits = teacher.scores.detach().float()
-        mass = teacher_logits.sigmoid().amax(dim=1).sum().clamp(min=1.0)
+        mass = object_score(teacher).sum().clamp(min=1.0)
         s, t = student.scores.float() / self.temperature, teacher_logits / self.temperature
         # p log(p/q) + (1-p) log((1-p)/(1-q)) in logits: no logarithm of a rounded probability.
         kl = torch.sigmoid(t) * (t - s) + F.softplus(s) - F.softplus(t)

@@ -17,6 +17,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 
 from distill.callbacks import Distillation, DistillationCriterion
 from distill.errors import DistillError
+from distill.losses import Activations
 from distill.teacher import load_teacher, load_weights
 
 BATCH = {
@@ -64,6 +65,40 @@ def test_evaluation_has_no_part_of_the_teacher(trainer: SimpleNamespace, toy_tea
     Distillation(str(toy_teacher), {"ld": 1.0}, 1.0)(trainer)
     _, parts = trainer.model.eval().loss(BATCH)
     assert list(parts) == ["box_loss", "cls_loss", "dfl_loss"]
+
+
+def test_the_students_own_losses_are_those_of_plain_training(trainer: SimpleNamespace, toy_teacher: Path) -> None:
+    trainer.model.train()
+    plain, plain_parts = trainer.model(BATCH)
+    Distillation(str(toy_teacher), {"response": 2.0}, 1.0)(trainer)
+    distilled, parts = trainer.model(BATCH)
+    assert torch.equal(distilled[:3], plain)
+    assert all(torch.equal(parts[name], value) for name, value in plain_parts.items())
+
+
+def test_losses_see_the_boxes_that_ultralytics_assigned(trainer: SimpleNamespace, toy_teacher: Path) -> None:
+    seen = []
+
+    class Watch(torch.nn.Module):
+        def forward(self, student: Activations, teacher: Activations) -> torch.Tensor:
+            seen.append((student.assigned, teacher.assigned))
+            return student.boxes.sum() * 0
+
+    Distillation(str(toy_teacher), {"response": 1.0}, 1.0)(trainer)
+    trainer.model.criterion.distillation.losses["response"] = Watch()
+    trainer.model.train()
+    trainer.model(BATCH)
+    (assigned, of_teacher) = seen[0]
+    assert of_teacher is None
+    assert assigned.edges.shape == (2, 4, 84)
+    assert 0 < int(assigned.foreground.sum()) < 84
+    x = [0.5 + i % 8 for i in range(64)]  # anchor points of the finest level, 8 x 8, in its strides of 8 px
+    y = [0.5 + i // 8 for i in range(64)]
+    (image, anchor) = next(pair for pair in assigned.foreground.nonzero().tolist() if pair[1] < 64)
+    (cx, cy, w, h) = (8 * v for v in BATCH["bboxes"][image].tolist())  # 64 px are 8 strides
+    left, top, right, bottom = assigned.edges[image, :, anchor].tolist()
+    assert (left, right) == pytest.approx((x[anchor] - cx + w / 2, cx + w / 2 - x[anchor]), abs=1e-5)
+    assert (top, bottom) == pytest.approx((y[anchor] - cy + h / 2, cy + h / 2 - y[anchor]), abs=1e-5)
 
 
 def test_a_copy_of_the_student_carries_the_plain_criterion(trainer: SimpleNamespace, toy_teacher: Path) -> None:

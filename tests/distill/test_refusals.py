@@ -156,7 +156,7 @@ def test_a_pickle_of_something_else(refuse: Callable[..., str], tmp_path: Path) 
         ({"student": "yolov10n.yaml"}, "end-to-end"),
         ({"data": "images.zip"}, "expected a .yaml"),
         ({"data": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"losses": "mimic"}, "known ones are response, ld, feature"),
+        ({"losses": "crosskd"}, "known ones are response, ld, feature"),
         ({"set": "imgsz=64"}, "expected name=value with one of optimizer, lr0"),
         ({"set": "lr0"}, "expected name=value"),
         ({"set": "mosaic=2"}, "between 0.0 and 1.0"),

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="distillation needs the [train] extra")
 
-from distill.losses import Activations, ClassActivations  # noqa: E402
+from distill.losses import Activations, AssignedBoxes, ClassActivations  # noqa: E402
 
 REG_MAX, CLASSES, BATCH = 4, 3, 4
 SIZES = ((4, 4), (2, 2), (1, 2))
@@ -27,6 +27,9 @@ def head_activations() -> Callable[..., Activations]:
             boxes=normal(BATCH, 4 * REG_MAX, ANCHORS),
             scores=normal(BATCH, CLASSES, ANCHORS) - 1,
             feats=tuple(normal(BATCH, c, h, w) for c, (h, w) in zip(widths, SIZES, strict=True)),
+            assigned=AssignedBoxes(
+                edges=normal(BATCH, 4, ANCHORS).abs().clamp(max=REG_MAX - 1), foreground=normal(BATCH, ANCHORS) > 0
+            ),
         )
 
     return make
@@ -51,14 +54,16 @@ def class_activations() -> Callable[..., ClassActivations]:
 
 @pytest.fixture(scope="session")
 def mapped() -> Callable[..., Any]:
-    """Applies a function to every floating point tensor of activations."""
+    """Applies a function to every tensor that a network computed, or to labels and indices too."""
 
-    def apply(value: Any, function: Callable[[Any], Any]) -> Any:
+    def apply(value: Any, function: Callable[[Any], Any], labels: bool = False) -> Any:
         if isinstance(value, torch.Tensor):
-            return function(value) if value.is_floating_point() else value
+            return function(value) if labels or value.is_floating_point() else value
         if isinstance(value, tuple):
-            return tuple(apply(v, function) for v in value)
-        return replace(value, **{f.name: apply(getattr(value, f.name), function) for f in fields(value)})
+            return tuple(apply(v, function, labels) for v in value)
+        if isinstance(value, AssignedBoxes) and not labels:
+            return value
+        return replace(value, **{f.name: apply(getattr(value, f.name), function, labels) for f in fields(value)})
 
     return apply
 

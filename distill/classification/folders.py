@@ -1,0 +1,104 @@
+"""A folder of images in class folders: found, checked before an hour is spent on it, and identified by hash."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from distill.errors import DistillError
+
+__all__ = ["IMAGE_SUFFIXES", "ImageFolder", "Split", "open_image_folder"]
+
+IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_LAYOUT: Final = "expected ROOT/train/CLASS/*.png and ROOT/val/CLASS/*.png (or test/ for val/)"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split.
+
+    Attributes:
+        name: folder below the root: ``train``, ``val`` or ``test``.
+        files: absolute paths, class by class, sorted within each.
+        labels: class of each file, shape (files,), int64.
+        sha256: over relative paths and bytes.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    labels: Tensor
+    sha256: str
+
+    def part(self, chosen: Tensor) -> Split:
+        """The images at these positions, in that order, as a split of its own."""
+        positions = [int(i) for i in chosen]
+        return Split(self.name, tuple(self.files[i] for i in positions), self.labels[chosen], self.sha256)
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A classification data set on disk.
+
+    Attributes:
+        root: absolute path of the folder that holds the splits.
+        names: class names, which are the names of the class folders in sorted order.
+        train: what is learned from.
+        val: what the result is scored on; ``val/`` where there is one, else ``test/``.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    train: Split
+    val: Split
+
+
+def open_image_folder(root: Path) -> ImageFolder:
+    """List the images of a data set.
+
+    Raises:
+        DistillError: when a split or class folder is missing or empty, the classes of the splits differ, or there
+            are fewer than two.
+    """
+    if not root.is_dir():
+        raise DistillError(f"data folder {root} does not exist: {_LAYOUT}")
+    train = root / "train"
+    val = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+    if not train.is_dir() or val is None:
+        missing = "train/" if not train.is_dir() else "val/ (or test/)"
+        raise DistillError(f"data folder {root} has no {missing}: {_LAYOUT}")
+    names, judged = _class_names(train), _class_names(val)
+    if len(names) < 2:
+        raise DistillError(f"{train} has {len(names)} class folders, expected 2 or more: {_LAYOUT}")
+    if names != judged:
+        odd = sorted(set(names) ^ set(judged))[0]
+        raise DistillError(
+            f"train/ and {val.name}/ of {root} differ in class {odd!r}: both need the same class folders"
+        )
+    return ImageFolder(root.resolve(), names, _open_split(train, names), _open_split(val, names))
+
+
+def _class_names(split: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in split.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
+def _open_split(folder: Path, names: tuple[str, ...]) -> Split:
+    files: list[Path] = []
+    labels: list[int] = []
+    digest = hashlib.sha256()
+    for label, name in enumerate(names):
+        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise DistillError(
+                f"class folder {folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)}): add some, or remove it"
+            )
+        for path in found:
+            digest.update(f"{name}/{path.name}\n".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        files += [path.resolve() for path in found]
+        labels += [label] * len(found)
+    return Split(folder.name, tuple(files), torch.tensor(labels), digest.hexdigest())

@@ -1,0 +1,127 @@
+"""Images as tensors: decoded once into memory where they fit, else by torchvision and a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets import DatasetFolder
+
+from distill.classification.folders import Split
+from distill.errors import DistillError
+
+__all__ = ["Frame", "Pixels"]
+
+_IN_MEMORY_BYTES: Final = 2 << 30
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How an image becomes an input of the network, in training and on the device alike.
+
+    Attributes:
+        height, width: of the input, in pixels.
+        fit: ``stretch`` resizes to height x width; ``crop`` resizes the short side to ``resize`` pixels and takes the
+            centre.
+        resize: short side before the crop, in pixels.
+    """
+
+    height: int
+    width: int
+    fit: Literal["stretch", "crop"] = "stretch"
+    resize: int = 0
+
+    def read(self, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Decode one image as RGB, shape (height, width, 3), uint8.
+
+        Raises:
+            DistillError: when it cannot be decoded.
+        """
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, ModuleNotFoundError) as error:
+            # The open() that ultralytics puts into Pillow asks for pi-heif when it does not know a file.
+            raise DistillError(f"{path} cannot be read as an image: replace or remove it") from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DistillError(f"{path} cannot be decoded ({error}): replace or remove it") from error
+        if self.fit == "crop":
+            scale = self.resize / min(pixels.shape[:2])
+            height, width = (max(round(side * scale), self.resize) for side in pixels.shape[:2])
+            pixels = _resized(pixels, height, width)
+            top, left = (height - self.height) // 2, (width - self.width) // 2
+            pixels = pixels[top : top + self.height, left : left + self.width]
+        return _resized(pixels, self.height, self.width)
+
+
+class Pixels:
+    """The images of one split, in any order, as uint8 batches (n, 3, height, width)."""
+
+    def __init__(self, split: Split, frame: Frame, *, workers: int = 0) -> None:
+        """Decode everything now where it takes at most 2 GiB; otherwise images are decoded when they are asked for.
+
+        Raises:
+            DistillError: for an image that cannot be decoded.
+        """
+        self.labels = split.labels
+        self._split, self._frame, self._workers = split, frame, workers
+        fits = len(split.files) * 3 * frame.height * frame.width <= _IN_MEMORY_BYTES
+        self._decoded = _decode_all(split, frame) if fits else None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether every image is decoded already."""
+        return self._decoded is not None
+
+    def batches(self, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (positions, pixels) for consecutive parts of ``order``, the last one perhaps smaller."""
+        parts = order.split(batch)
+        if self._decoded is not None:
+            for positions in parts:
+                yield positions, self._decoded[positions]
+            return
+        loader = DataLoader(
+            _Decoder(self._split, self._frame),
+            batch_sampler=[[int(i) for i in part] for part in parts],
+            num_workers=self._workers,
+        )
+        for positions, (pixels, _) in zip(parts, loader, strict=True):
+            yield positions, pixels
+
+
+class _Decoder(DatasetFolder):  # type: ignore[misc]
+    """torchvision's folder data set over files that are listed already."""
+
+    def __init__(self, split: Split, frame: Frame) -> None:
+        """Take the files and labels as they are, without walking the folders again."""
+        self.samples = [(str(path), int(label)) for path, label in zip(split.files, split.labels, strict=True)]
+        self.loader = lambda path: torch.from_numpy(frame.read(Path(path)).copy()).permute(2, 0, 1)
+        self.transform = self.target_transform = None
+
+
+def _decode_all(split: Split, frame: Frame) -> Tensor:
+    pixels = torch.empty((len(split.files), 3, frame.height, frame.width), dtype=torch.uint8)
+    for index, path in enumerate(split.files):
+        pixels[index] = torch.from_numpy(frame.read(path).copy()).permute(2, 0, 1)
+    return pixels
+
+
+def _resized(
+    pixels: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Bilinear without antialiasing: what the device does, so that student and bundle see the same pixels."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)

@@ -1,0 +1,226 @@
+"""``python -m distill.classify``: distil an image classifier into a small student."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+try:
+    from PIL import Image
+
+    from distill.classification.folders import ImageFolder
+    from distill.classification.methods import METHODS, find_method
+    from distill.classification.processes import Processes, joined
+    from distill.classification.recipe import ClassRecipe
+    from distill.classification.saved import is_trained
+    from distill.classification.settings import parse_settings
+    from distill.classification.sources import SOURCES, open_data
+    from distill.classification.training import new_run, resumable, resume_run
+    from distill.console import log_to_stderr
+    from distill.errors import DistillError
+    from distill.losses import CLASS_LOSSES, parse_class_losses
+except ModuleNotFoundError as missing:
+    package = str(missing.name).partition(".")[0]
+    advice = "pip install -e '.[train]' in the checkout of edge-distill"
+    raise SystemExit(f"error: {package} is not installed: {advice}") from None
+
+__all__ = ["main"]
+
+_DEFAULTS: Final[dict[str, Any]] = {
+    "student": "mobilenet_v2",
+    "data": "cifar10",
+    "epochs": 30,
+    "batch": 128,
+    "seed": 0,
+}
+#: Flags that a resumed run has from its recipe.
+_FIXED: Final = ("teacher", "method", "imgsz", "losses", "temperature", "balance", "set", "out", *_DEFAULTS)
+_NEXT: Final = "python -m deploy.tflite --int8"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    run = _Run(args)
+    try:
+        with log_to_stderr(), joined(args.device) as processes:
+            described = run(processes)
+    except (DistillError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted{run.how_to_continue()}\n")
+        return 130
+    if processes.first:
+        _report(described, as_json=args.json)
+        student = "" if args.out is None else f" --student {shlex.quote(str(args.out))}"
+        sys.stderr.write(f"next: {_NEXT}{student}\n")
+    return 0
+
+
+class _Run:
+    """One invocation: remembers the run folder, for the message after Ctrl-C."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._out: Path | None = None
+
+    def __call__(self, processes: Processes) -> Path:
+        """Start or resume; return the path of ``student.json``."""
+        args = self._args
+        if args.resume is not None:
+            if given := next((name for name in _FIXED if getattr(args, name) is not None), None):
+                raise DistillError(f"--resume goes on with the run's own {given}: drop --{given}, or start a new run")
+            self._out = args.resume
+            return resume_run(args.resume, processes, workers=args.workers)
+        recipe, data = _new_recipe(args, processes)
+        self._out = processes.agree(_new_folder(args.out, recipe.student))
+        return new_run(recipe, data, self._out, processes, workers=args.workers)
+
+    def how_to_continue(self) -> str:
+        """The end of the sentence that begins with ``interrupted``."""
+        if self._out is None or not resumable(self._out):
+            return " before the first epoch was complete: nothing was kept"
+        return f": continue with python -m distill.classify --resume {shlex.quote(str(self._out))}"
+
+
+def _new_recipe(args: argparse.Namespace, processes: Processes) -> tuple[ClassRecipe, ImageFolder]:
+    """Fill in the defaults and open the data set."""
+    value = {
+        name: default if getattr(args, name) is None else getattr(args, name) for name, default in _DEFAULTS.items()
+    }
+    method = args.method or "kd"
+    find_method(method)
+    settings = parse_settings(args.set or ())
+    losses = None if args.losses is None else parse_class_losses(args.losses)
+    if losses == {}:
+        raise DistillError("--losses none: give --method none, which trains without a teacher")
+    if not args.teacher and method not in {"none", "mutual"}:
+        raise DistillError(f"method {method} needs a teacher: give --teacher resnet50, or --method none")
+    if processes.first:
+        data = open_data(value["data"])
+    processes.wait()
+    data = open_data(value["data"])
+    recipe = ClassRecipe(
+        method=method,
+        teachers=tuple(str(Path(t).resolve()) if is_trained(t) and Path(t).exists() else t for t in args.teacher or ()),
+        imgsz=args.imgsz or _natural_size(data),
+        losses=losses,
+        temperature=args.temperature,
+        balance=args.balance,
+        settings=settings,
+        data_sha256=data.train.sha256,
+        **{**value, "data": value["data"] if value["data"] in SOURCES else str(data.root)},
+    )
+    return recipe, data
+
+
+def _natural_size(data: ImageFolder) -> int:
+    """The side of small images; 224 px for larger ones."""
+    try:
+        with Image.open(data.train.files[0]) as image:
+            side = max(image.size)
+    except OSError as error:
+        raise DistillError(f"{data.train.files[0]} cannot be read as an image: replace or remove it") from error
+    return side if side <= 64 else 224
+
+
+def _new_folder(out: Path | None, student: str) -> Path:
+    """The run folder: ``--out`` as given, else the first free ``runs/distill/STEM``, ``STEM-2``, ..."""
+    if out is not None:
+        if out.exists():
+            raise DistillError(f"--out {out} exists and is never overwritten: give another folder, or --resume it")
+        return out
+    first = Path("runs") / "distill" / Path(student.replace(":", "-")).stem
+    number, folder = 1, first
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder
+
+
+def _report(described: Path, *, as_json: bool) -> None:
+    """Print the result on stdout."""
+    text = described.read_text(encoding="utf-8")
+    if as_json:
+        sys.stdout.write(text)
+        return
+    student = json.loads(text)
+    names = [teacher["name"] for teacher in student["teachers"]]
+    taught = f"taught by {', '.join(names)}" if names else "no teacher"
+    sys.stdout.write(
+        f"student  {described.with_name(student['student']['file'])}\n"
+        f"         {student['student']['parameters']:,} parameters, method {student['method']}, {taught}, "
+        f"{student['epochs']} epochs, {student['imgsz']} px\n"
+        f"top-1    {100 * student['metrics']['top1']:.2f} %    top-5 {100 * student['metrics']['top5']:.2f} %    "
+        f"({student['data']['val']} images)\n"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.classify",
+        description="Distil an image classifier into a small student. Writes OUT/student/student.pt2, weights.pt and "
+        "student.json. A teacher given by name is trained first. Under torchrun, several processes share a batch.",
+    )
+    add, default = parser.add_argument, _DEFAULTS
+    add(
+        "--teacher",
+        nargs="+",
+        metavar="NAME|PATH",
+        help="architectures to train first (resnet50, course-cifar10-teacher, ...), run folders of this command, "
+        "or ultralytics -cls .pt",
+    )
+    add("--student", metavar="NAME", help=f"architecture to train ({default['student']})")
+    add("--data", metavar="NAME|ROOT", help=f"{', '.join(SOURCES)}, or an image folder ({default['data']})")
+    add("--method", metavar="NAME", help=f"one of {', '.join(METHODS)} (kd)")
+    add(
+        "--losses",
+        metavar="NAME=WEIGHT,...",
+        help=f"instead of the method's own losses on the teacher: {', '.join(CLASS_LOSSES)}",
+    )
+    add("--temperature", type=_number(0, "above 0"), metavar="T", help="softens logits (the method's: 4)")
+    add("--balance", type=_number(0, "from 0 to 1", 1), metavar="B", help="weight of the teacher; labels get 1 - B")
+    add("--epochs", type=_at_least(1), metavar="N", help=f"epochs of the student ({default['epochs']})")
+    add("--imgsz", type=_at_least(8), metavar="PX", help="side of the input (that of small images, else 224)")
+    add("--batch", type=_at_least(2), metavar="N", help=f"images per step, over all processes ({default['batch']})")
+    add("--seed", type=_at_least(0), metavar="N", help=f"random seed ({default['seed']})")
+    add("--device", default="", help="cpu, or a GPU's number (the first GPU if there is one, else cpu)")
+    add("--workers", type=_at_least(0), default=4, metavar="N", help="loading processes for large data (4)")
+    add("--set", nargs="+", metavar="NAME=VALUE", help="other settings: lr=0.01 ema=0.999 ... (docs/classification.md)")
+    add("--resume", type=Path, metavar="RUN", help="run folder to continue after its last complete epoch")
+    add("--out", type=Path, metavar="RUN", help="new run folder (runs/distill/STUDENT, numbered)")
+    add("--json", action="store_true", help="print student.json instead of the summary")
+    return parser
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {lowest}")
+        return int(text)
+
+    return parse
+
+
+def _number(lowest: float, words: str, highest: float = float("inf")) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        within = lowest <= value <= highest if highest < float("inf") else lowest < value < highest
+        if not within:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number {words}")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

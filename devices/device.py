@@ -66,8 +66,9 @@ class Device(Protocol):
             argv: the program and its arguments.
             timeout_s: give up after this long without an end and without a line on stderr.
             stdin: what the command can read.
-            hold_stdin: keep stdin open after that until the command ends. A command that watches it learns from the
-                end of file that this process has gone, however it went.
+            hold_stdin: keep stdin open after that until the command ends, with an empty line every ten seconds. A
+                command that watches it learns from the end of file that this process has gone, however it went, and
+                from silence that the network has.
             on_stderr: is given each line of stderr as it comes.
         """
 

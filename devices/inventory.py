@@ -11,9 +11,11 @@ ssh_config = "lab-ssh-config"     # in place of ~/.ssh/config; relative to this 
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +67,13 @@ class Inventory:
     source: Path | None = None
 
 
-def open_device(name: str, inventory: Path | None = None) -> Device:
+def open_device(name: str, inventory: Path | None = None, python: str | None = None) -> Device:
     """The machine a user means.
 
     Args:
         name: "local", a name from the inventory, or anything `ssh` takes.
         inventory: the file to look in; by default `devices.toml` here, then in ~/.config/edge-distill.
+        python: the Python to use there, in place of the inventory's.
 
     Raises:
         InventoryError: the file is malformed.
@@ -78,12 +81,25 @@ def open_device(name: str, inventory: Path | None = None) -> Device:
     """
     known = load_inventory(inventory)
     if name in known.entries:
-        return known.entries[name].device()
+        entry = known.entries[name]
+        return replace(entry, python=python or entry.python).device()
     if name == LOCAL:
-        return LocalDevice()
+        return LocalDevice(python=python)
     listed = ", ".join(known.entries) or "no device"
     where = known.source or f"{INVENTORY_NAME} (there is none)"
-    return SshDevice(name, name, if_unknown=f"{where} lists {listed}; user@host and ssh aliases work too")
+    if_unknown = f"{where} lists {listed}; user@host and ssh aliases work too"
+    return SshDevice(name, name, python=python or DEFAULT_PYTHON, if_unknown=if_unknown)
+
+
+def toml_entry(name: str, fields: Mapping[str, str]) -> str:
+    """The lines of an inventory that say so much of a machine; any text is quoted as TOML wants it."""
+    key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_text(name)
+    return "\n".join([f"[device.{key}]", *(f"{field} = {_toml_text(value)}" for field, value in fields.items())])
+
+
+def _toml_text(text: str) -> str:
+    # A basic string of TOML is one of JSON, but that DEL is escaped too.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def load_inventory(path: Path | None = None) -> Inventory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,13 +25,14 @@ class LocalDevice:
     shares_files = True
     threads: int | None = None
 
-    def __init__(self, workdir: Path | None = None) -> None:
+    def __init__(self, workdir: Path | None = None, python: str | None = None) -> None:
         self._workdir = workdir or Path.home() / ".cache" / "edge-distill"
+        self._python = sys.executable if python is None else os.path.expanduser(python)  # noqa: PTH111
 
     @property
     def python(self) -> tuple[str, ...]:
-        """The Python that runs this."""
-        return (sys.executable,)
+        """The Python that runs this, unless another was given."""
+        return (self._python,)
 
     @property
     def workdir(self) -> str:

@@ -13,6 +13,7 @@ import platform
 import shutil
 import struct
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,19 @@ def facts() -> dict[str, Any]:
 
     Returns:
         `python` (version), `executable`, `packages` (distribution to version, None where it is not importable),
-        `model`, `architecture`, `pointer_bits`, `libc`, `cores`, `memory_bytes`, `free_bytes` (in the home folder),
-        `home`.
+        `abi` ("cp311" for a plain CPython 3.11), `model`, `architecture`, `pointer_bits`, `libc` ("glibc 2.36"),
+        `cores`, `memory_bytes`, `free_bytes` (in the home folder), `home`.
     """
     home = Path.home()
     return {
         "python": platform.python_version(),
         "executable": sys.executable,
+        "abi": _abi(),
         "packages": {name: _version(name, module) for name, module in PACKAGES.items()},
         "model": _model(),
         "architecture": platform.machine(),
         "pointer_bits": struct.calcsize("P") * 8,  # a 32-bit system on a 64-bit kernel still says aarch64
-        "libc": " ".join(platform.libc_ver()).strip() or None,
+        "libc": _libc(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": _memory_bytes(),
         "free_bytes": shutil.disk_usage(home).free if home.is_dir() else None,
@@ -66,6 +68,17 @@ def _version(distribution: str, module: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:  # there, but not from a wheel
         return "unknown"
+
+
+def _abi() -> str:
+    kind = "cp" if sys.implementation.name == "cpython" else sys.implementation.name
+    return f"{kind}{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
+
+
+def _libc() -> str | None:
+    known = " ".join(platform.libc_ver()).strip()
+    built_for = str(sysconfig.get_config_var("HOST_GNU_TYPE"))
+    return known or ("musl" if "musl" in built_for else None)  # Python before 3.14 has no name for musl
 
 
 def _model() -> str | None:

@@ -17,6 +17,7 @@ from devices.errors import DeviceError
 
 _KEPT_STDERR_LINES = 2000
 _GRACE_S = 3.0  # for a process to end by itself once its stdin is closed
+_HEARTBEAT_S = 10.0
 
 Feed = Callable[[IO[bytes]], None]
 
@@ -44,7 +45,8 @@ def run_process(
         argv: the program and its arguments.
         timeout_s: give up after this long without an end and without a line on stderr.
         feed: writes to the process' stdin, in a thread of its own.
-        hold_stdin: keep stdin open after `feed` until the process ends.
+        hold_stdin: keep stdin open after `feed` until the process ends, with an empty line every ten seconds: where
+            the network is cut without a word, only their absence tells the other end.
         on_stderr: is given each line of stderr as it comes.
 
     Raises:
@@ -83,6 +85,7 @@ class _Conversation:
         self._stdout: list[bytes] = []
         self._stderr: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
         self._last_sign_of_life = time.monotonic()
+        self._ending = threading.Event()
         self._writer = threading.Thread(target=self._write, args=(feed, hold_stdin), daemon=True)
         self._readers = [
             threading.Thread(target=self._read_stdout, daemon=True),
@@ -112,9 +115,9 @@ class _Conversation:
 
     def end(self) -> None:
         """End the process if it still runs: by closing its stdin, then by asking, then by force."""
-        if not self._writer.is_alive() and self._process.stdin is not None:  # a blocked writer holds the stream
-            with suppress(OSError, ValueError):
-                self._process.stdin.close()
+        self._ending.set()
+        self._writer.join(0.1)
+        if not self._writer.is_alive():  # it has closed stdin; one that is blocked in writing cannot
             self._ended_within(_GRACE_S)
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if self._ended_within(0.0):
@@ -135,8 +138,10 @@ class _Conversation:
             if feed is not None:
                 feed(stdin)
             stdin.flush()
-            if not hold_stdin:
-                stdin.close()
+            while hold_stdin and not self._ending.wait(_HEARTBEAT_S):
+                stdin.write(b"\n")
+                stdin.flush()
+            stdin.close()
 
     def _read_stdout(self) -> None:
         stdout = self._process.stdout

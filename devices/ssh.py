@@ -20,6 +20,7 @@ from typing import IO, Any
 from devices import probe, transfer
 from devices.device import Completed
 from devices.errors import ConnectionFailedError, DeviceError, TransferError
+from devices.facts import reported_facts
 from devices.process import Feed, Output, run_process
 from devices.programs import program_argv, program_stdin
 
@@ -159,13 +160,13 @@ class SshDevice:
     def facts(self) -> Mapping[str, Any]:
         """Facts of that machine; see `devices.probe.facts`."""
         output = self._program(probe, None, None)
-        for line in output.stdout.decode("utf-8", "replace").splitlines():
-            if line.startswith(probe.MARK):
-                found: dict[str, Any] = json.loads(line[len(probe.MARK) :])
-                return found
+        facts = reported_facts(output.stdout.decode("utf-8", "replace"), self.name)
+        if facts is not None:
+            return facts
         raise DeviceError(
             f"{self.name}: {self._given_python} does not run there (exit code {output.returncode}: {_reason(output)}): "
-            "set python in devices.toml to a Python 3.11 or newer"
+            "set python in devices.toml to a Python 3.11 or newer, or let this make one: "
+            f"python -m devices setup {shlex.quote(self.name)}"
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""COCO detection metrics in numpy, and what chance alone does to a difference of two of them.
+"""COCO detection metrics in numpy, what chance alone does to a difference of two of them, and top-1 and top-5.
 
 The definition is that of the COCO evaluation (Lin et al. 2014, "Microsoft COCO: Common Objects in Context";
 https://cocodataset.org/#detection-eval): greedy matching in order of score, IoU thresholds 0.50:0.05:0.95, precision
@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from bench.errors import BenchError
 from bench.matching import IOU_THRESHOLDS, ClassMatches, DetectionsLike, ImageDetections, ImageTruth, match_classes
 
-__all__ = ["DetectionsLike", "ImageDetections", "ImageTruth", "PairedDifference", "Scores", "paired_bootstrap", "score"]
+__all__ = [
+    "DetectionsLike",
+    "ImageDetections",
+    "ImageTruth",
+    "PairedDifference",
+    "Scores",
+    "TopScores",
+    "paired_bootstrap",
+    "score",
+    "top_scores",
+]
 
 # Made as pycocotools makes it, to the last bit: a recall of 57/100 must fall on the same side of 0.57.
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -63,6 +73,46 @@ class PairedDifference:
     low: float
     high: float
     samples: int
+
+
+@dataclass(frozen=True)
+class TopScores:
+    """Accuracy of a classifier, all in 0..1.
+
+    Attributes:
+        top1: part of the images whose class is the likeliest one.
+        top5: part of the images whose class is among the five likeliest.
+        per_class_top1: (class_count,) the same as `top1` per true class, nan where there is no image of it.
+        images: how many images were scored.
+    """
+
+    top1: float
+    top5: float
+    per_class_top1: NDArray[np.float64]
+    images: int
+
+
+def top_scores(ranked: Sequence[NDArray[np.int64]], truths: NDArray[np.int64], class_count: int) -> TopScores:
+    """Top-1 and top-5 of classifications against truth.
+
+    Args:
+        ranked: per image the class ids, likeliest first; five of them are enough, none is wrong.
+        truths: (n,) the class id of each image.
+        class_count: class ids lie in 0..class_count - 1.
+
+    Raises:
+        BenchError: the two differ in length, there is no image, or a true class id is out of range.
+    """
+    if len(ranked) != len(truths) or not len(truths):
+        raise BenchError(f"{len(ranked)} classifications for {len(truths)} images: give one entry per image")
+    if truths.min() < 0 or truths.max() >= class_count:
+        raise BenchError(f"true classes are {truths.min()}..{truths.max()}, expected 0..{class_count - 1}")
+    first = np.array([ids[:1].tolist() == [truth] for ids, truth in zip(ranked, truths.tolist(), strict=True)])
+    among = np.array([truth in ids[:5].tolist() for ids, truth in zip(ranked, truths.tolist(), strict=True)])
+    images = np.bincount(truths, minlength=class_count)
+    right = np.bincount(truths[first], minlength=class_count)
+    per_class = np.where(images > 0, right / np.maximum(images, 1), np.nan)
+    return TopScores(float(first.mean()), float(among.mean()), per_class, len(truths))
 
 
 def score(detections: Sequence[DetectionsLike], truths: Sequence[ImageTruth], class_count: int) -> Scores:

@@ -13,14 +13,16 @@ from deploy.bundle import MANIFEST_NAME, Bundle, Manifest, sha256_file
 from deploy.calibration import YAML_SUFFIXES, CalibrationList, choose_calibration
 from deploy.cli import log, whole_folder
 from deploy.errors import CalibrationError, ExportError
+from deploy.image_folder import held_out_splits
 from deploy.steps import step
 from deploy.student import Student
 from deploy.target import Compiled, Job, Target
 
 DEFAULT_CALIBRATION_IMAGES = 128
 DEFAULT_MAX_DROP_POINTS = 2.0
-VERIFY_IMAGES = 64  # at most, so that it stays a matter of seconds
-FALLBACK_IMGSZ = 640
+# At most, so that it stays a matter of seconds; one image in a hundred is a whole point of top-1.
+VERIFY_IMAGES = {"detect": 64, "segment": 64, "classify": 1000}
+FALLBACK_IMGSZ = {"detect": 640, "segment": 640, "classify": 224}
 
 
 def build_bundle(
@@ -43,10 +45,11 @@ def build_bundle(
         out: the bundle folder to make; must not exist.
         precision: "fp32", "fp16" or "int8".
         imgsz: side of the input in pixels; default that of the training, else 640.
-        calibration: a data.yaml or a folder of images; default the student's own training images.
+        calibration: a data.yaml, the root of an image-folder data set, or a folder of images; default the student's
+            own training images.
         calibration_images: how many of them at most.
         verify: measure the bundle against the student, where a validation set is known.
-        max_drop_points: largest loss of mAP50-95 in points (0..100) that is accepted.
+        max_drop_points: largest loss of mAP50-95, or of a classifier's top-1, in points (0..100) that is accepted.
 
     Raises:
         DeployError: the student, the calibration images or the data set cannot be used, or the bundle loses more
@@ -61,9 +64,10 @@ def build_bundle(
     if precision == "int8":
         images = _calibration_list(student, calibration, calibration_images)
     with step(f"loading {student.checkpoint.name} of {student.name}"):
-        graph = load_graph(student.checkpoint)
-    size = check_imgsz(imgsz or student.imgsz or graph.trained_imgsz or FALLBACK_IMGSZ)
-    validation = _validation_yaml(student, calibration)
+        graph = load_graph(student.checkpoint, student.record)
+    fallback = FALLBACK_IMGSZ[graph.task]
+    size = check_imgsz(imgsz or student.imgsz or graph.trained_imgsz or fallback, graph)
+    validation = _validation_data(student, calibration, graph.task)
     with whole_folder(out) as folder:
         job = Job(graph, precision, size, images, folder)
         count = f", calibrated on {len(images)} images" if images else ""
@@ -72,11 +76,19 @@ def build_bundle(
         manifest = _manifest(target, student, job, compiled, validation)
         _write(manifest, folder)
         if verify and validation is None:
-            log("not verified: no validation set is known (give --calibration a data.yaml)")
+            kind = "the root of an image-folder data set" if graph.task == "classify" else "a data.yaml"
+            log(f"not verified: no validation set is known (give --calibration {kind})")
         elif verify and validation is not None:
             from deploy.verify import verify_bundle
 
-            verified = verify_bundle(Bundle.open(folder), graph, validation, VERIFY_IMAGES, max_drop_points)
+            verified = verify_bundle(
+                Bundle.open(folder),
+                graph,
+                validation,
+                VERIFY_IMAGES[graph.task],
+                max_drop_points,
+                student.held_out_split,
+            )
             _write(replace(manifest, verified=verified), folder)
     return Bundle.open(out)
 
@@ -92,17 +104,17 @@ def _require(target: Target) -> None:
 
 
 def _calibration_list(student: Student, source: Path | None, count: int) -> CalibrationList:
-    own = student.data_yaml
+    own = student.data
     if source is None and own is None:
         raise CalibrationError(
             f"{student.checkpoint} has no student.json that names its training images: "
             "give --calibration a data.yaml or a folder of training images"
         )
-    if source is None and own is not None and not own.is_file():
+    if source is None and own is not None and not own.exists():
         raise CalibrationError(
             f"the student's data set {own} does not exist: give --calibration a data.yaml or a folder"
         )
-    known = [own] if own is not None and own.is_file() else []
+    known = [own] if own is not None and own.exists() else []
     if own is not None and not known:
         log(f"the student's data set {own} is gone: its validation images cannot be kept out of the calibration")
     images = choose_calibration(source or known[0], count, known)
@@ -114,10 +126,15 @@ def _calibration_list(student: Student, source: Path | None, count: int) -> Cali
     return images
 
 
-def _validation_yaml(student: Student, calibration: Path | None) -> Path | None:
-    if student.data_yaml is not None and student.data_yaml.is_file():
-        return student.data_yaml
-    return calibration if calibration is not None and calibration.suffix in YAML_SUFFIXES else None
+def _validation_data(student: Student, calibration: Path | None, task: str) -> Path | None:
+    """What to verify on: a data.yaml or, for a classifier, the root of an image-folder data set."""
+    if student.data is not None and student.data.exists():
+        return student.data
+    if calibration is None:
+        return None
+    if task == "classify":
+        return calibration if calibration.is_dir() and held_out_splits(calibration) else None
+    return calibration if calibration.suffix in YAML_SUFFIXES else None
 
 
 def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, validation: Path | None) -> Manifest:
@@ -126,7 +143,8 @@ def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, va
         tools[distribution] = version(distribution)
     with suppress(PackageNotFoundError):  # run from a checkout that is not installed
         tools["edge-distill"] = version("edge-distill")
-    data_yaml = student.data_yaml or validation
+    data = student.data or validation
+    classifies = job.graph.task == "classify"
     return Manifest(
         engine=target.engine,
         precision=job.precision,
@@ -139,7 +157,9 @@ def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, va
         student=student.origin(job.graph.parameters),
         tools=tools,
         calibration=None if job.calibration is None else job.calibration.record(),
-        data_yaml=None if data_yaml is None else str(data_yaml.resolve()),
+        task=job.graph.task,
+        data_yaml=None if data is None or classifies else str(data.resolve()),
+        data_root=str(data.resolve()) if data is not None and classifies else None,
     )
 
 

@@ -10,15 +10,27 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.bundle import sha256_file
-from deploy.dataset import IMAGE_SUFFIXES, image_files, load_dataset
+from deploy.bundle import InputSpec, sha256_file
+from deploy.dataset import IMAGE_SUFFIXES, evenly_spaced, image_files, load_dataset
 from deploy.errors import CalibrationError
-from deploy.runtime import letterbox, read_image
+from deploy.image_folder import TRAIN, held_out_splits, is_image_folder, load_image_folder
+from deploy.runtime import read_image
+from deploy.runtime.fit import fit_image
+
+__all__ = [
+    "SILU_INPUT_FLOOR",
+    "YAML_SUFFIXES",
+    "CalibrationList",
+    "choose_calibration",
+    "evenly_spaced",
+    "fitted_input",
+    "network_input",
+]
 
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -26,12 +38,15 @@ YAML_SUFFIXES = (".yaml", ".yml")
 # raw tensors of a YOLOv8-n come a quarter closer to the float network's.
 SILU_INPUT_FLOOR = -6.0
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class CalibrationList:
     """The images whose activations fix the int8 ranges.
+
+    A detector's ranges are the mean of the images' extremes: most cells of most images lie well within, and gain from
+    the finer steps. A classifier's ranges reach to the extremes over all images: whatever is cut off moves the logits
+    of the whole image. Against the mean, the logits of a MobileNetV2 on CIFAR-10 came 4 times closer to the float
+    network's, those of a small CNN 1.7 times.
 
     Attributes:
         source: what they were chosen from.
@@ -49,10 +64,10 @@ class CalibrationList:
     def __len__(self) -> int:
         return len(self.images)
 
-    def inputs(self, imgsz: int) -> Iterator[NDArray[np.float32]]:
-        """Every image in order, as `network_input` gives it."""
+    def inputs(self, spec: InputSpec) -> Iterator[NDArray[np.float32]]:
+        """Every image in order, as `fitted_input` gives it."""
         for image in self.images:
-            yield network_input(image, imgsz)
+            yield fitted_input(image, spec)
 
     def record(self) -> dict[str, Any]:
         """What a manifest says of it."""
@@ -69,18 +84,18 @@ def choose_calibration(source: Path, count: int, validation: Sequence[Path] = ()
     """Choose images evenly from all of a source, the same ones every time.
 
     Args:
-        source: a data.yaml, whose training split is used, or a folder of images.
+        source: a data.yaml or the root of an image-folder data set, whose training split is used, or a folder of
+            images.
         count: how many at most.
-        validation: the data.yaml files whose validation splits must not be among them; that of `source` itself
-            is always checked.
+        validation: the data sets (data.yaml, or root) whose held-out splits must not be among them; that of `source`
+            itself is always checked.
 
     Raises:
         CalibrationError: no images, or one that is a validation image too.
         DatasetError: a data set cannot be read.
     """
-    if source.suffix in YAML_SUFFIXES:
-        dataset = load_dataset(source, "train")
-        name, files = dataset.name, [image.path for image in dataset.images]
+    if source.suffix in YAML_SUFFIXES or (source.is_dir() and is_image_folder(source)):
+        name, files = _training_split(source)
         validation = [*validation, source]
     elif source.is_dir():
         name, files = str(source), image_files(source)
@@ -95,30 +110,43 @@ def choose_calibration(source: Path, count: int, validation: Sequence[Path] = ()
 
 
 def network_input(image: Path, imgsz: int) -> NDArray[np.float32]:
-    """An image as the network meets it at inference: (1, 3, imgsz, imgsz) float32 RGB in 0..1, letterboxed.
+    """An image as a detector meets it at inference; see `fitted_input`."""
+    return fitted_input(image, InputSpec("images", imgsz, imgsz))
+
+
+def fitted_input(image: Path, spec: InputSpec) -> NDArray[np.float32]:
+    """An image as the network meets it at inference: (1, 3, height, width) float32 RGB in 0..1, fitted as `spec` says.
 
     Raises:
         DatasetError: the image cannot be decoded.
     """
-    pixels, _ = letterbox(read_image(image), imgsz, imgsz)
+    pixels = fit_image(read_image(image), spec)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
 
-def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items at even distances, in order; all of them where there are no more."""
-    if len(items) <= count:
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
+def _training_split(source: Path) -> tuple[str, list[Path]]:
+    if source.is_dir():
+        folders = load_image_folder(source, TRAIN)
+        return folders.name, list(folders.paths)
+    dataset = load_dataset(source, TRAIN)
+    return dataset.name, [image.path for image in dataset.images]
 
 
-def _overlap(source: Path, chosen: Sequence[Path], hashes: Sequence[str], validation_yaml: Path) -> int:
+def _held_out(source: Path) -> list[Path]:
+    """All images of a data set that nothing may be calibrated on."""
+    if source.is_dir():
+        return [path for split in held_out_splits(source) for path in load_image_folder(source, split).paths]
+    return [image.path for image in load_dataset(source, "val").images]
+
+
+def _overlap(source: Path, chosen: Sequence[Path], hashes: Sequence[str], dataset: Path) -> int:
     """How many chosen images are validation images; refused unless the data set validates on its training images."""
-    validation = {sha256_file(image.path) for image in load_dataset(validation_yaml, "val").images}
+    validation = {sha256_file(path) for path in _held_out(dataset)}
     shared = [image for image, digest in zip(chosen, hashes, strict=True) if digest in validation]
     if not shared:
         return 0
-    if source.resolve() == validation_yaml:
-        training = {sha256_file(image.path) for image in load_dataset(source, "train").images}
+    if source.resolve() == dataset:
+        training = {sha256_file(path) for path in _training_split(source)[1]}
         if validation <= training:  # as in coco128: there is nothing held out that could be kept apart
             return len(shared)
     raise CalibrationError(

@@ -13,6 +13,7 @@ from deploy.build import DEFAULT_CALIBRATION_IMAGES, DEFAULT_MAX_DROP_POINTS, bu
 from deploy.calibration import YAML_SUFFIXES
 from deploy.cli import log, number_within, positive_whole_number, run_command, unused_path
 from deploy.errors import CalibrationError
+from deploy.image_folder import is_image_folder
 from deploy.student import find_student
 from deploy.target import Target
 
@@ -21,9 +22,14 @@ def run_target(target: Target, argv: Sequence[str] | None) -> int:
     """The command line of a target; returns the exit code."""
     parser = _parser(target)
     arguments = parser.parse_args(argv)
-    if arguments.calibration and arguments.precision != "int8" and arguments.calibration.suffix not in YAML_SUFFIXES:
+    if arguments.calibration and arguments.precision != "int8" and not _is_data_set(arguments.calibration):
         parser.error("--calibration with a folder of images is of use with --int8 alone")
     return run_command(lambda: _deploy(target, arguments))
+
+
+def _is_data_set(source: Path) -> bool:
+    """Whether there may be something to verify on besides something to calibrate on."""
+    return source.suffix in YAML_SUFFIXES or (source.is_dir() and is_image_folder(source))
 
 
 def _check_calibration(source: Path | None) -> None:
@@ -77,7 +83,8 @@ def _parser(target: Target) -> argparse.ArgumentParser:
     parser.add_argument(
         "--calibration",
         type=Path,
-        help="data.yaml, whose train split calibrates, or a folder of images (default: the student's training images)",
+        help="data.yaml or image-folder data set, whose train split calibrates, or a folder of images "
+        "(default: the student's training images)",
     )
     parser.add_argument(
         "--calibration-images",
@@ -98,7 +105,7 @@ def _parser(target: Target) -> argparse.ArgumentParser:
         type=_points,
         default=DEFAULT_MAX_DROP_POINTS,
         metavar="POINTS",
-        help="refuse a bundle that loses more mAP50-95 than this, in points (default: %(default)s)",
+        help="refuse a bundle that loses more mAP50-95, or top-1, than this, in points (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON instead of the bundle's path")
     return parser

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 # As much as ultralytics 8.4 lets a coordinate lie outside the image.
 _TOLERANCE = 0.01
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,13 @@ def image_files(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
     )
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items at even distances, in order; all of them where there are no more."""
+    if len(items) <= count:
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

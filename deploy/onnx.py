@@ -33,7 +33,10 @@ def compile_onnx(job: Job) -> Compiled:
     model = export_onnx(job.graph, job.imgsz)
     if job.precision == "int8":
         model = _quantize(model, job)
-        _feed_pixels_to_quantized(model, job.imgsz)
+        if _quantizes_input(model):
+            _feed_pixels_to_quantized(model, job.imgsz)
+        else:
+            _feed_pixels(model, job.imgsz)
     else:
         if job.precision == "fp16":
             model = _halve(model)
@@ -47,19 +50,23 @@ def _quantize(model: Any, job: Job) -> Any:
     """Static quantization with QDQ pairs: unsigned activations, signed weights per channel.
 
     Signed activations run four times slower on x86. (Without VNNI, x86 adds pairs of products in 16 bits, which may
-    saturate: then measure there.) The last convolutions, whose outputs are the raw tensors, stay
-    float: their outputs would need QDQ pairs that clip high scores.
+    saturate: then measure there.) The last convolutions of a head, whose outputs are the raw tensors, stay
+    float: their outputs would need QDQ pairs that clip high scores. The last layer of a classifier, often most of its
+    weights, is quantized but for its output.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import save_tensors_data
 
-    outputs = {output.name for output in model.graph.output}
-    last = [node.name for node in model.graph.node if outputs & set(node.output)]
+    classifies = job.graph.task == "classify"
+    kept = _normalisation(model) if classifies else _last_layers(model)
     with TemporaryDirectory() as folder:
         source, ranges, quantized = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
         onnx.save(model, source)
-        save_tensors_data(_measure_ranges(source, job), ranges)
+        measured = _measure_ranges(source, job)
+        _bound_padding(model, measured)
+        onnx.save(model, source)
+        save_tensors_data(measured, ranges)
         quantize_static(
             source,
             quantized,
@@ -68,17 +75,37 @@ def _quantize(model: Any, job: Job) -> Any:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            nodes_to_exclude=last,
+            nodes_to_exclude=kept,
             calibrate_method=CalibrationMethod.MinMax,
             calibration_cache_path=ranges,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if classifies else None,
         )
         return onnx.load(quantized)
 
 
-def _measure_ranges(source: Path, job: Job) -> Any:
-    """Tensor name to range: the mean of the images' extremes, and what is known beforehand of some tensors.
+def _last_layers(model: Any) -> list[str]:
+    """Names of the nodes that make the outputs."""
+    outputs = {output.name for output in model.graph.output}
+    return [node.name for node in model.graph.node if outputs & set(node.output)]
 
-    The extremes over all images together leave too coarse a step for nearly all of them.
+
+def _normalisation(model: Any) -> list[str]:
+    """Names of the nodes that lie before the first layer with weights: on them 8 bits would only lose precision."""
+    from deploy.graph import INPUT_NAME
+
+    reached, names = {INPUT_NAME}, []
+    for node in model.graph.node:
+        if reached & set(node.input) and node.op_type not in ("Conv", "Gemm", "MatMul"):
+            reached |= set(node.output)
+            names.append(node.name)
+    return names
+
+
+def _measure_ranges(source: Path, job: Job) -> Any:
+    """Tensor name to range: the images' extremes, and what is known beforehand of some tensors.
+
+    Their mean for a head, as the extremes over all images together leave too coarse a step for nearly all of them;
+    those of all images for a classifier, see `CalibrationList`.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod
@@ -90,23 +117,48 @@ def _measure_ranges(source: Path, job: Job) -> Any:
         source,
         augmented_model_path=str(source.with_name("augmented.onnx")),
         calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"moving_average": True},  # over one collection this is the plain mean
+        # Over one collection a moving average is the plain mean.
+        extra_options={"moving_average": job.graph.task != "classify"},
     )
     calibrator.collect_data(_CalibrationReader(job))
     ranges = calibrator.compute_data()
     # Pixels are 0..1 whatever the images: then the quantized input is the pixel itself.
     ranges[INPUT_NAME] = TensorData(lowest=np.float32(0), highest=np.float32(1))
-    for name in {node.input[0] for node in onnx.load(source).graph.node if node.op_type == "Sigmoid"}:
+    for name in _silu_inputs(onnx.load(source)):
         low, high = ranges[name].range_value
         ranges[name] = TensorData(lowest=np.maximum(low, np.float32(SILU_INPUT_FLOOR)), highest=high)
     return ranges
+
+
+def _bound_padding(model: Any, ranges: Any) -> None:
+    """Let a border of minus infinity, as before a pooling, be the least value that its image has, in place.
+
+    It stays below all others, but as infinity it would leave no step of 8 bits for them.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        value = constants.get(node.input[2]) if node.op_type == "Pad" and len(node.input) > 2 else None
+        if value is not None and np.isneginf(numpy_helper.to_array(value)).all():
+            ranges[node.output[0]] = ranges[node.input[0]]
+            lowest = np.asarray(ranges[node.input[0]].range_value[0], np.float32).reshape(value.dims)
+            value.CopyFrom(numpy_helper.from_array(lowest, value.name))
+
+
+def _silu_inputs(model: Any) -> set[str]:
+    """Names of the tensors x of every x * sigmoid(x)."""
+    nodes = model.graph.node
+    gates = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Sigmoid"}
+    products = [set(node.input) for node in nodes if node.op_type == "Mul"]
+    return {source for gate, source in gates.items() if {gate, source} in products}
 
 
 class _CalibrationReader:
     """The calibration images in the form that ONNX Runtime's calibrators read."""
 
     def __init__(self, job: Job) -> None:
-        self._inputs: Iterator[NDArray[np.float32]] = job.calibration_images.inputs(job.imgsz)
+        self._inputs: Iterator[NDArray[np.float32]] = job.calibration_inputs()
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         """The next input, or None at the end."""
@@ -140,6 +192,14 @@ def _feed_pixels(model: Any, imgsz: int) -> None:
         helper.make_node("Mul", ["pixels_float", "pixel_scale"], [INPUT_NAME], "pixels_scale"),
     ]
     _replace_input(model, imgsz, front)
+
+
+def _quantizes_input(model: Any) -> bool:
+    """Whether the first thing that a quantized graph does is to quantize the pixels, without normalising them."""
+    from deploy.graph import INPUT_NAME
+
+    readers = [node.op_type for node in model.graph.node if INPUT_NAME in node.input]
+    return readers == ["QuantizeLinear"]
 
 
 def _feed_pixels_to_quantized(model: Any, imgsz: int) -> None:

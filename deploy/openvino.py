@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from deploy.calibration import network_input
+from deploy.calibration import fitted_input
 from deploy.command import run_target
 from deploy.errors import ExportError
 from deploy.target import Compiled, Job, Target, input_spec
@@ -45,13 +45,23 @@ def _quantize(model: Any, job: Job) -> Any:
     import nncf
 
     images = job.calibration_images.images
+    spec = input_spec(job, PIXELS)
     return nncf.quantize(
         model,
-        nncf.Dataset(images, lambda image: network_input(image, job.imgsz)),
+        nncf.Dataset(images, lambda image: fitted_input(image, spec)),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(images),
+        advanced_parameters=_whole_ranges() if job.graph.task == "classify" else None,
     )
+
+
+def _whole_ranges() -> Any:
+    """Ranges from the extremes over all images, for a classifier; see `CalibrationList`. NNCF means those per image."""
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    return AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
 
 
 def _with_pixel_input(model: Any) -> Any:

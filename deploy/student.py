@@ -21,7 +21,7 @@ class Student:
 
     Attributes:
         name: of its run folder, or the stem of a bare checkpoint.
-        checkpoint: the `.pt` file.
+        checkpoint: the `.pt` file, or the `.pt2` of a classifier.
         sha256: of the checkpoint.
         record: content of `student.json`; empty for a bare checkpoint.
     """
@@ -38,6 +38,23 @@ class Student:
         return Path(data["yaml"]) if data.get("yaml") else None
 
     @property
+    def data_root(self) -> Path | None:
+        """The image-folder data set that a classifier was trained on, where known."""
+        data = self.record.get("data") or {}
+        return Path(data["root"]) if data.get("root") else None
+
+    @property
+    def data(self) -> Path | None:
+        """Whichever of `data_yaml` and `data_root` is known."""
+        return self.data_yaml or self.data_root
+
+    @property
+    def held_out_split(self) -> str | None:
+        """The split of `data_root` that it was not trained on, where its record names it."""
+        data = self.record.get("data") or {}
+        return data.get("val")
+
+    @property
     def imgsz(self) -> int | None:
         """Side in pixels of the images it was trained on, where its record says so."""
         imgsz = self.record.get("imgsz")
@@ -46,12 +63,13 @@ class Student:
     def origin(self, parameters: int) -> dict[str, Any]:
         """What a manifest says of it; `parameters` are those of the deployed network."""
         teacher = self.record.get("teacher")
+        named = ("file", "name", "sha256") if teacher and "name" in teacher else ("file", "sha256")
         return {
             "name": self.name,
             "file": self.checkpoint.name,
             "sha256": self.sha256,
             "parameters": parameters,
-            "teacher": None if not teacher else {key: teacher.get(key) for key in ("file", "sha256")},
+            "teacher": None if not teacher else {key: teacher.get(key) for key in named},
             "losses": self.record.get("losses"),
         }
 
@@ -81,6 +99,11 @@ def find_student(path: Path | None, runs: Path = Path("runs")) -> Student:
     beside = path.parent / RECORD_NAME
     if beside.is_file() and _read_record(beside)["student"]["file"] == path.name:
         return _from_record(beside)
+    if path.suffix == ".pt2":
+        raise StudentError(
+            f"{path} needs the {RECORD_NAME} beside it, which says what its input and classes are: "
+            "give the whole folder that python -m distill.classify wrote"
+        )
     return Student(path.stem, path, sha256_file(path))
 
 
@@ -130,7 +153,9 @@ def _check_types(record: Mapping[str, Any], path: Path) -> None:
     for name in ("data", "teacher"):
         if not isinstance(record.get(name), dict | None):
             raise StudentError(f"{path} has {name} {record[name]!r}, expected an object: distil the student again")
-    texts = {"student.sha256": record["student"].get("sha256"), "data.yaml": (record.get("data") or {}).get("yaml")}
+    data = record.get("data") or {}
+    texts = {"student.sha256": record["student"].get("sha256")}
+    texts |= {f"data.{name}": data.get(name) for name in ("yaml", "root", "val")}
     for name, value in texts.items():
         if not isinstance(value, str | None):
             raise StudentError(f"{path} has {name} {value!r}, expected a text: distil the student again")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deploy.bundle import InputSpec, OutputSpec
 from deploy.calibration import CalibrationList
@@ -40,6 +43,10 @@ class Job:
             raise CalibrationError("int8 needs calibration images: give --calibration")
         return self.calibration
 
+    def calibration_inputs(self) -> Iterator[NDArray[np.float32]]:
+        """The calibration images as the network meets them: (1, 3, imgsz, imgsz) float32 RGB in 0..1."""
+        return self.calibration_images.inputs(self.graph.input_spec("images", self.imgsz))
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -73,4 +80,4 @@ class Target:
 
 def input_spec(job: Job, name: str, **kind: Any) -> InputSpec:
     """The image input of `job`'s size; `kind` gives layout and dtype."""
-    return InputSpec(name=name, height=job.imgsz, width=job.imgsz, **kind)
+    return job.graph.input_spec(name, job.imgsz, **kind)

@@ -61,7 +61,8 @@ def _quantize(model: bytes, job: Job, outputs: tuple[OutputSpec, ...]) -> bytes:
     from ai_edge_quantizer import quantizer, recipe
 
     static_int8 = recipe.static_wi8_ai8()
-    ranges = _mean_ranges(_measure_ranges(model, job, static_int8))
+    whole = "" if job.graph.task == "classify" else OUTPUT_PREFIX
+    ranges = _joined_ranges(_measure_ranges(model, job, static_int8), whole)
     _fix_ranges(ranges, model, outputs)
     worker = quantizer.Quantizer(model, static_int8)
     result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
@@ -76,7 +77,7 @@ def _measure_ranges(model: bytes, job: Job, quantization_recipe: Any) -> list[Ra
     manager.load_quantization_recipe(quantization_recipe)
     worker = calibrator.Calibrator(model, num_threads=default_threads())
     measured = []
-    for images in job.calibration_images.inputs(job.imgsz):
+    for images in job.calibration_inputs():
         # One image at a time: the library's own average over images weighs the first one most.
         worker.reset_model_qsvs()
         worker.calibrate({SIGNATURE: [{"args_0": np.ascontiguousarray(images.transpose(0, 2, 3, 1))}]}, manager)
@@ -84,16 +85,16 @@ def _measure_ranges(model: bytes, job: Job, quantization_recipe: Any) -> list[Ra
     return measured
 
 
-def _mean_ranges(measured: list[Ranges]) -> dict[str, dict[str, Any]]:
-    """Tensor name to range: the mean of the images' extremes; for `OUTPUT_PREFIX` the extremes of all images.
+def _joined_ranges(measured: list[Ranges], whole: str) -> dict[str, dict[str, Any]]:
+    """Tensor name to range: the mean of the images' extremes; the extremes of all images for names that begin `whole`.
 
-    The extremes over all images together leave too coarse a step for nearly all of them; but nothing computes on the
-    outputs, so nothing gains from a finer step there.
+    The extremes over all images together leave too coarse a step for nearly all of them in a detector; but nothing
+    computes on the outputs, so nothing gains from a finer step there. For a classifier see `CalibrationList`.
     """
     ranges = {}
     for name in measured[0]:
         lows, highs = (np.stack([image[name][end] for image in measured]) for end in ("min", "max"))
-        if name.startswith(OUTPUT_PREFIX):
+        if name.startswith(whole):
             low, high = lows.min(axis=0), highs.max(axis=0)
         else:
             low, high = lows.mean(axis=0, dtype=np.float64), highs.mean(axis=0, dtype=np.float64)
@@ -108,7 +109,7 @@ def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[
     # Pixels are 0..1 whatever the images: then the quantized input is pixel - 128.
     pixels = ranges[_details(model)[0][0]["name"]]
     pixels["min"], pixels["max"] = np.zeros_like(pixels["min"]), np.ones_like(pixels["max"])
-    for name in _sigmoid_inputs(model):
+    for name in _silu_inputs(model):
         ranges[name]["min"] = np.maximum(ranges[name]["min"], np.float32(SILU_INPUT_FLOOR))
     for output in outputs:
         if output.meaning == "class":  # the 255 steps are spent on scores that matter
@@ -117,15 +118,19 @@ def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[
             logits["max"] = np.maximum(logits["max"], np.float32(CLASS_LOGIT_CEILING))
 
 
-def _sigmoid_inputs(model: bytes) -> list[str]:
-    """Names of the tensors that a sigmoid reads: in this network all of them belong to a SiLU."""
+def _silu_inputs(model: bytes) -> list[str]:
+    """Names of the tensors x of every x * sigmoid(x)."""
     from ai_edge_litert import schema_py_generated as schema
 
     content = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
     (graph,) = content.subgraphs
     codes = [code.builtinCode for code in content.operatorCodes]
-    sigmoids = [one for one in graph.operators if codes[one.opcodeIndex] == schema.BuiltinOperator.LOGISTIC]
-    return [graph.tensors[one.inputs[0]].name.decode() for one in sigmoids]
+    operators: dict[int, list[Any]] = {}
+    for one in graph.operators:
+        operators.setdefault(codes[one.opcodeIndex], []).append(one)
+    products = [set(one.inputs) for one in operators.get(schema.BuiltinOperator.MUL, [])]
+    gates = [(one.outputs[0], one.inputs[0]) for one in operators.get(schema.BuiltinOperator.LOGISTIC, [])]
+    return [graph.tensors[source].name.decode() for gate, source in gates if {gate, source} in products]
 
 
 def _halve(model: bytes) -> bytes:
@@ -145,12 +150,14 @@ def _outputs(model: bytes, job: Job) -> tuple[OutputSpec, ...]:
     found = []
     for index, output in enumerate(job.graph.outputs):
         name = f"{OUTPUT_PREFIX}{index}_output"
-        cells = job.imgsz // output.stride
-        expected = [1, cells, cells, output.channels]
+        expected = [1, output.channels]
+        if output.layout != "NC":
+            cells = job.imgsz // output.stride
+            expected = [1, cells, cells, output.channels]
         met = names[name]["shape"].tolist() if name in names else f"only {', '.join(names)}"
         if met != expected:
             raise ExportError(f"the converted model has {met} for {name}, expected {expected}: check litert-torch")
-        found.append(replace(output, name=name, layout="NHWC"))
+        found.append(replace(output, name=name, layout="NC" if output.layout == "NC" else "NHWC"))
     return tuple(found)
 
 

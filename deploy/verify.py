@@ -1,4 +1,4 @@
-"""A bundle against the student it was made from: accuracy by the one mAP code, and drift of the raw tensors."""
+"""A bundle against the student it was made from: accuracy by the bench's own code, and drift of the raw tensors."""
 
 from __future__ import annotations
 
@@ -9,51 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from bench.accuracy import ImageTruth, Scores, score
-from deploy.bundle import Bundle, InputSpec, Manifest, OutputSpec
-from deploy.calibration import evenly_spaced
+from bench.accuracy import ImageTruth, Scores, score, top_scores
+from deploy.bundle import Bundle, Manifest, OutputSpec
 from deploy.cli import log
-from deploy.dataset import DetectionDataset, load_dataset
+from deploy.dataset import DetectionDataset, evenly_spaced, load_dataset
 from deploy.errors import VerificationError
 from deploy.graph import CLASS_LOGIT_FLOOR, Graph
-from deploy.runtime import Detections, Detector, Engine, default_threads, load_engine, read_image
-from deploy.runtime.engine import check_pixels
+from deploy.image_folder import ClassificationDataset, few, load_image_folder
+from deploy.reference import TorchEngine, reference_manifest
+from deploy.runtime import Classifier, Detections, Detector, Engine, default_threads, load_engine, read_image
 from deploy.steps import step
+
+__all__ = ["Drift", "TorchEngine", "checkpoint_detector", "image_truths", "scoring_detector", "verify_bundle"]
 
 # What ultralytics' `val` uses: every candidate counts towards the precision-recall curve.
 SCORING_CONF, SCORING_IOU, SCORING_MAX_DET = 0.001, 0.7, 300
-
-
-class TorchEngine:
-    """The float student itself as an engine: the reference that bundles are held against."""
-
-    def __init__(self, graph: Graph, input_spec: InputSpec) -> None:
-        """Run `graph` on pixels of `input_spec`'s size; its layout and dtype are the bundle's own affair."""
-        self._graph = graph
-        self._input = input_spec
-
-    def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
-        """Run one image; see `deploy.runtime.Engine.infer`."""
-        check_pixels(pixels, self._input)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        with torch.inference_mode():
-            outputs = self._graph.network(images)
-        return tuple(output[0].permute(1, 2, 0).reshape(-1, output.shape[1]).numpy() for output in outputs)
-
-    def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, precision asked."""
-        return {
-            "library": "torch",
-            "version": str(torch.__version__),
-            "threads": torch.get_num_threads(),
-            "precision_asked": "fp32",
-        }
-
-    def close(self) -> None:
-        """Nothing to free: the graph belongs to the caller."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +37,17 @@ class Drift:
 
 
 def verify_bundle(
-    bundle: Bundle, graph: Graph, data_yaml: Path, image_count: int, max_drop_points: float
+    bundle: Bundle, graph: Graph, data: Path, image_count: int, max_drop_points: float, split: str | None = None
 ) -> dict[str, Any]:
     """Score a bundle and its student on the same validation images, with the same code but for the network.
 
     Args:
         bundle: the compiled student.
         graph: the student.
-        data_yaml: data set whose validation split is used.
+        data: a data.yaml, whose validation split is used, or for a classifier the root of an image-folder data set.
         image_count: images at most, chosen evenly.
-        max_drop_points: largest loss of mAP50-95 in points (0..100) that is accepted.
+        max_drop_points: largest loss of mAP50-95, or of a classifier's top-1, in points (0..100) that is accepted.
+        split: of an image-folder data set; default its held-out one.
 
     Returns:
         The manifest's `verified`: metrics in 0..1, `drop_points` in points (0..100, negative for a gain), drift in
@@ -85,48 +58,52 @@ def verify_bundle(
             does not fit.
         DatasetError: the data set cannot be read.
     """
-    dataset = _validation_set(data_yaml, graph, image_count)
-    with step(f"verifying on {len(dataset)} images of {dataset.name}"):
-        scores, drift = _compare(bundle, graph, dataset)
-    student, compiled = scores
-    drop_points = 100 * (student.map50_95 - compiled.map50_95)
-    log(f"mAP50-95 {compiled.map50_95:.4f}, the student's is {student.map50_95:.4f} ({-drop_points:+.2f} points)")
-    broken = [name for name, one in drift.items() if not math.isfinite(one.mean_abs)]
-    if broken:
-        raise VerificationError(f"the bundle's {', '.join(broken)} is not finite: try another precision")
-    if drop_points > max_drop_points:
-        raise VerificationError(
-            f"the bundle loses {drop_points:.2f} points of mAP50-95 on {dataset.name} ({student.map50_95:.4f} to "
-            f"{compiled.map50_95:.4f}), {max_drop_points:g} are allowed: give more --calibration-images, a larger "
-            "--max-drop, or --no-verify"
-        )
+    dataset: DetectionDataset | ClassificationDataset
+    if graph.task == "classify":
+        dataset = load_image_folder(data, split).with_classes(graph.class_names).subset(image_count)
+        with step(f"verifying on {len(dataset)} images of {dataset.name}"):
+            figures, drift = _compare_classes(bundle, graph, dataset)
+        metric, other = "top1", "top5"
+    else:
+        dataset = _validation_set(data, graph, image_count)
+        with step(f"verifying on {len(dataset)} images of {dataset.name}"):
+            scores, drift = _compare(bundle, graph, dataset)
+        figures = tuple({"map50_95": one.map50_95, "map50": one.map50} for one in scores)
+        metric, other = "map50_95", "map50"
+    student, compiled = figures
+    drop_points = 100 * (student[metric] - compiled[metric])
+    _check_drop(metric, student[metric], compiled[metric], max_drop_points, dataset.name, drift)
     return {
         "images": len(dataset),
         "dataset": dataset.name,
         "dataset_sha256": dataset.sha256,
-        "student_map50_95": student.map50_95,
-        "student_map50": student.map50,
-        "bundle_map50_95": compiled.map50_95,
-        "bundle_map50": compiled.map50,
+        **{f"student_{name}": student[name] for name in (metric, other)},
+        **{f"bundle_{name}": compiled[name] for name in (metric, other)},
         "drop_points": drop_points,
         "drift": {name: {"mean_abs": one.mean_abs, "max_abs": one.max_abs} for name, one in drift.items()},
     }
 
 
+def _check_drop(
+    metric: str, student: float, compiled: float, allowed_points: float, dataset: str, drift: Mapping[str, Drift]
+) -> None:
+    named = {"top1": "top-1", "map50_95": "mAP50-95"}[metric]
+    drop_points = 100 * (student - compiled)
+    log(f"{named} {compiled:.4f}, the student's is {student:.4f} ({0.0 - drop_points:+.2f} points)")
+    broken = [name for name, one in drift.items() if not math.isfinite(one.mean_abs)]
+    if broken:
+        raise VerificationError(f"the bundle's {', '.join(broken)} is not finite: try another precision")
+    if drop_points > allowed_points:
+        raise VerificationError(
+            f"the bundle loses {drop_points:.2f} points of {named} on {dataset} ({student:.4f} to "
+            f"{compiled:.4f}), {allowed_points:g} are allowed: give more --calibration-images, a larger "
+            "--max-drop, or --no-verify"
+        )
+
+
 def checkpoint_detector(graph: Graph, imgsz: int) -> Detector:
     """The float student with the thresholds that accuracy is scored at, on square input of `imgsz` pixels."""
-    manifest = Manifest(
-        engine="torch",
-        precision="fp32",
-        files={},
-        model_file="",
-        input=InputSpec("images", imgsz, imgsz),
-        outputs=graph.outputs,
-        reg_max=graph.reg_max,
-        class_names=graph.class_names,
-        student={},
-        tools={},
-    )
+    manifest = reference_manifest(graph, imgsz)
     return scoring_detector(TorchEngine(graph, manifest.input), manifest)
 
 
@@ -147,8 +124,8 @@ def _validation_set(data_yaml: Path, graph: Graph, image_count: int) -> Detectio
     whole = load_dataset(data_yaml, "val")
     if whole.class_names != graph.class_names:
         raise VerificationError(
-            f"{data_yaml} has the {len(whole.class_names)} classes {_few(whole.class_names)}, the student the "
-            f"{len(graph.class_names)} classes {_few(graph.class_names)}: use a data set of the student's classes, "
+            f"{data_yaml} has the {len(whole.class_names)} classes {few(whole.class_names)}, the student the "
+            f"{len(graph.class_names)} classes {few(graph.class_names)}: use a data set of the student's classes, "
             "or --no-verify"
         )
     images = tuple(evenly_spaced(whole.images, image_count))
@@ -156,10 +133,6 @@ def _validation_set(data_yaml: Path, graph: Graph, image_count: int) -> Detectio
     if not any(len(image.class_ids) for image in images):
         raise VerificationError(f"{dataset.name} of {data_yaml} has no labelled object: label it, or use --no-verify")
     return dataset
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _compare(bundle: Bundle, graph: Graph, dataset: DetectionDataset) -> tuple[tuple[Scores, Scores], dict[str, Drift]]:
@@ -181,6 +154,30 @@ def _compare(bundle: Bundle, graph: Graph, dataset: DetectionDataset) -> tuple[t
     student, bundled = (score(detections, truths, len(dataset.class_names)) for detections in found)
     names = [output.name for output in graph.outputs]
     return (student, bundled), dict(zip(names, map(_overall, zip(*drifts, strict=True)), strict=True))
+
+
+def _compare_classes(
+    bundle: Bundle, graph: Graph, dataset: ClassificationDataset
+) -> tuple[tuple[dict[str, float], ...], dict[str, Drift]]:
+    """Top-1 and top-5 of the student and of the bundle, and the drift of the logits."""
+    manifest = bundle.manifest
+    reference_engine = TorchEngine(graph, manifest.input)
+    reference = Classifier.with_engine(reference_engine, reference_manifest(graph, manifest.input.height))
+    images = [reference.preprocess(read_image(path)) for path in dataset.paths]
+    # One network after the other, as in `_compare`.
+    expected = [reference_engine.infer(pixels) for pixels in images]
+    compiled = Classifier.with_engine(load_engine(bundle, default_threads()), manifest)
+    met = [tuple(np.array(tensor) for tensor in compiled.engine.infer(pixels)) for pixels in images]
+    compiled.close()
+    scores = tuple(
+        top_scores(
+            [reference.postprocess(outputs).class_ids for outputs in found], dataset.class_ids, len(graph.class_names)
+        )
+        for found in (expected, met)
+    )
+    distances = [_distance(graph.outputs[0], one[0], two[0]) for one, two in zip(expected, met, strict=True)]
+    figures = tuple({"top1": one.top1, "top5": one.top5} for one in scores)
+    return figures, {graph.outputs[0].name: _overall(distances)}
 
 
 def _overall(distances: Iterable[tuple[float, float]]) -> Drift:

@@ -1,5 +1,6 @@
-"""The device side: numpy and one engine, from an image to detections."""
+"""The device side: numpy and one engine, from an image to detections, masks or classes."""
 
+from deploy.runtime.classifier import Classification, Classifier
 from deploy.runtime.detections import Detections
 from deploy.runtime.detector import Detector, default_threads
 from deploy.runtime.draw import draw_detections
@@ -8,6 +9,8 @@ from deploy.runtime.image import image_size, read_image
 from deploy.runtime.letterbox import Letterbox, letterbox
 
 __all__ = [
+    "Classification",
+    "Classifier",
     "Detections",
     "Detector",
     "Engine",

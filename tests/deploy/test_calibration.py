@@ -105,7 +105,7 @@ def test_a_missing_data_set_is_refused(tmp_path: Path) -> None:
 def test_a_corrupt_image_is_refused_with_its_name(data: Path, tmp_path: Path) -> None:
     (tmp_path / "images/train/0.png").write_bytes(b"not an image")
     with pytest.raises(DatasetError, match=r"0\.png cannot be read as an image"):
-        list(choose_calibration(data, 4).inputs(32))
+        list(choose_calibration(data, 4).inputs(InputSpec("images", 32, 32)))
 
 
 def test_images_are_letterboxed_exactly_as_at_inference(tmp_path: Path) -> None:

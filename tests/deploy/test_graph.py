@@ -15,7 +15,7 @@ pytest.importorskip("ultralytics", reason="deploying needs the [train] extra")
 
 import torch
 from torch import nn
-from ultralytics.nn.tasks import ClassificationModel, DetectionModel, SegmentationModel
+from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel
 
 from deploy.errors import ExportError, StudentError
 from deploy.graph import check_imgsz, export_onnx, load_graph
@@ -154,14 +154,14 @@ def test_a_checkpoint_that_would_run_code_is_refused_without_running_it(tmp_path
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: SegmentationModel("yolov8n-seg.yaml", nc=3, verbose=False), "has a Segment head, expected Detect"),
-        (lambda: ClassificationModel("yolov8n-cls.yaml", nc=3, verbose=False), "has a Classify head"),
+        (lambda: PoseModel("yolov8n-pose.yaml", nc=3, verbose=False), "has a Pose head, expected Detect, Segment or"),
+        (lambda: OBBModel("yolov8n-obb.yaml", nc=3, verbose=False), "has a OBB head"),
         (lambda: DetectionModel("yolov10n.yaml", nc=3, verbose=False), "v10Detect head|end-to-end"),
         (lambda: DetectionModel("yolo26n.yaml", nc=3, verbose=False), "end-to-end head"),
         (lambda: DetectionModel("yolov8n-p2.yaml", nc=3, verbose=False), r"strides \(4, 8, 16, 32\)"),
         (lambda: DetectionModel("yolov8n.yaml", ch=1, nc=3, verbose=False), "images of 1 channels, expected 3"),
     ],
-    ids=["segment", "classify", "v10", "yolo26", "p2", "one channel"],
+    ids=["pose", "obb", "v10", "yolo26", "p2", "one channel"],
 )
 def test_another_network_is_refused_with_what_it_is(tmp_path: Path, build: Any, reason: str) -> None:
     torch.save({"model": build(), "ema": None, "train_args": {}}, tmp_path / "other.pt")

@@ -181,12 +181,12 @@ class VideoFile:
         self._name = str(path)
         if not Path(path).is_file():
             raise DatasetError(f"no video {path}: check the path")
-        self._capture = _opened(self._name, _opencv(self._name).CAP_FFMPEG, f"{path} cannot be read as a video")
+        self._capture = _opened(self._name, import_opencv(self._name).CAP_FFMPEG, f"{path} cannot be read as a video")
         self.fps = _positive(self._capture, "CAP_PROP_FPS")
         self.announced_frames = int(_positive(self._capture, "CAP_PROP_FRAME_COUNT") or 0)
 
     def __iter__(self) -> Iterator[Frame | UnreadableFrame]:
-        opencv = _opencv(self._name)
+        opencv = import_opencv(self._name)
         index = 0
         while (pixels := _next_pixels(self._capture)) is not None:
             timestamp_s = self._capture.get(opencv.CAP_PROP_POS_MSEC) / 1000.0
@@ -223,7 +223,7 @@ class Camera:
             SourceError: OpenCV is missing, or there is no such camera.
         """
         self._name = f"camera {address}"
-        opencv = _opencv(self._name)
+        opencv = import_opencv(self._name)
         device = _CAMERA_DEVICE.fullmatch(str(address))
         if device:
             api = opencv.CAP_V4L2 if os.name == "posix" and Path("/dev").is_dir() else opencv.CAP_ANY
@@ -257,7 +257,12 @@ class Camera:
         self._capture.release()
 
 
-def _opencv(what: str) -> Any:
+def import_opencv(what: str) -> Any:
+    """The cv2 module, which only videos and cameras need.
+
+    Raises:
+        SourceError: it is not installed; the message says what to install for `what`.
+    """
     try:
         import cv2
     except ImportError as error:
@@ -269,7 +274,7 @@ def _opencv(what: str) -> Any:
 
 def _opened(what: str | int, api: int, refusal: str, parameters: Sequence[int] = ()) -> Any:
     """An opened `cv2.VideoCapture`; its libraries' own chatter is kept off stderr while it opens."""
-    opencv = _opencv(str(what))
+    opencv = import_opencv(str(what))
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     logging = getattr(opencv.utils, "logging", None)
     level = logging.getLogLevel() if logging else None
@@ -289,12 +294,12 @@ def _opened(what: str | int, api: int, refusal: str, parameters: Sequence[int] =
 
 def _next_pixels(capture: Any) -> NDArray[np.uint8] | None:
     """The next frame (height, width, 3) uint8 RGB in memory of its own; None after the last."""
-    opencv = _opencv("")
+    opencv = import_opencv("")
     read, bgr = capture.read()
     return np.asarray(opencv.cvtColor(bgr, opencv.COLOR_BGR2RGB), np.uint8) if read and bgr is not None else None
 
 
 def _positive(capture: Any, name: str) -> float | None:
     """A property of the capture; None where the driver does not know it."""
-    value = float(capture.get(getattr(_opencv(""), name)))
+    value = float(capture.get(getattr(import_opencv(""), name)))
     return value if 0 < value < 1e9 else None

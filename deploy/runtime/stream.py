@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.runtime.channel import Channel
 from deploy.runtime.sources import Frame, Source, UnreadableFrame, open_source
+from deploy.runtime.stages import Model, Prepared, Selected, Stages
 from deploy.runtime.stream_stats import Ledger, StreamStats
 
 # Frames that wait before each of the two threads. One already hides all that can be hidden while the stages take
@@ -23,33 +25,7 @@ STOP_TIMEOUT_S = 15.0  # a stage ends with the frame in its hands; a camera's dr
 
 _log = logging.getLogger(__name__)
 
-Output = TypeVar("Output", covariant=True)
 Result = TypeVar("Result")
-
-
-class Model(Protocol[Output]):
-    """What a stream runs: `Detector`, `Segmenter`, `Classifier`, or anything with these stages and an `engine`."""
-
-    @property
-    def engine(self) -> InferenceEngine:
-        """Its `infer` is called with the network's input."""
-
-    def preprocess(self, image: NDArray[np.uint8]) -> Any:
-        """An image (height, width, 3) uint8 to the network's input, alone or in a tuple with more.
-
-        Raises:
-            ValueError: the array is not an image: that frame fails, the stream goes on.
-        """
-
-    def postprocess(self, *stages: Any, **options: Any) -> Output:
-        """The engine's outputs, and what else `preprocess` gave, to a result in memory of its own."""
-
-
-class InferenceEngine(Protocol):
-    """The part of `deploy.runtime.Engine` that a stream uses."""
-
-    def infer(self, pixels: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
-        """Run the network on one image."""
 
 
 class StreamResult(NamedTuple, Generic[Result]):
@@ -68,10 +44,14 @@ class FailedFrame:
     error: Exception
 
 
-class _Prepared(NamedTuple):
+class _Waiting(NamedTuple):
     frame: Frame
-    pixels: NDArray[np.uint8]
-    geometry: tuple[Any, ...]  # what postprocess wants to know besides the outputs
+    prepared: Prepared | None  # None where that is left to the model's thread
+
+
+class _Done(NamedTuple):
+    frame: Frame
+    selected: Selected
 
 
 class Stream(Generic[Result]):
@@ -99,7 +79,8 @@ class Stream(Generic[Result]):
         Args:
             model: is used by one other thread while the stream runs, and not to be called meanwhile.
             source: see `open_source`. The stream closes it.
-            depth: the most frames, and the most results, that wait; 0 does everything in the caller's thread.
+            depth: the most frames, and the most results, that wait; 0 does everything in the caller's thread,
+                where nothing is dropped.
             when_full: "wait" stops reading until there is room: nothing is ever dropped. "drop" drops the oldest
                 waiting frame, so that results are of the present. Default: "drop" for a live source, else "wait".
             on_failed: called in one of the stream's threads for each frame that fails; what it raises ends the
@@ -112,15 +93,16 @@ class Stream(Generic[Result]):
         """
         if depth < 0 or (depth == 0 and when_full == "drop"):
             raise ValueError(f"depth is {depth}, expected at least {1 if when_full == 'drop' else 0}")
-        self._model = model
         self._source = open_source(source)
         self._on_failed = on_failed or _warn
         self._overlapped = depth > 0
         drop = when_full == "drop" or (when_full is None and self._source.live)
         # What may be dropped is prepared only once it is its turn.
-        self._prepare_early = not drop
-        self._frames: Channel[Frame | _Prepared] = Channel(max(1, depth), keep_latest=drop)
-        self._results: Channel[StreamResult[Result]] = Channel(max(1, depth))
+        self._prepare_early = self._overlapped and not drop
+        # One is being prepared, one is in the network, the others wait.
+        self._stages = Stages(model, depth + 2 if self._prepare_early else 1)
+        self._frames: Channel[_Waiting] = Channel(max(1, depth), keep_latest=drop)
+        self._results: Channel[_Done] = Channel(max(1, depth))
         self._threads: list[threading.Thread] = []
         self._ledger = Ledger()
         self._error: BaseException | None = None
@@ -166,31 +148,30 @@ class Stream(Generic[Result]):
     def _run(self) -> Iterator[StreamResult[Result]]:
         self._ledger.start()
         try:
-            for result in self._from_threads() if self._overlapped else self._in_this_thread():
-                self._ledger.delivered(result.frame.captured_s)
+            for done in self._from_threads() if self._overlapped else self._in_this_thread():
+                with self._blaming_the_frame(), self._ledger.busy("finish"):
+                    output = self._stages.finish(done.selected)
+                self._ledger.delivered(done.frame.captured_s)
                 with self._ledger.busy("consumer"):
-                    yield result
+                    yield StreamResult(done.frame, output)
         finally:
             self.close()
 
-    def _in_this_thread(self) -> Iterator[StreamResult[Result]]:
-        for frame in self._read():
-            prepared = self._prepare(frame)
-            if prepared is not None:
-                yield self._infer(prepared)
+    def _in_this_thread(self) -> Iterator[_Done]:
+        for waiting in self._read():
+            done = self._infer(waiting)
+            if done is not None:
+                yield done
 
-    def _from_threads(self) -> Iterator[StreamResult[Result]]:
-        stages = {
-            "stream reading": (self._read_all, self._reading_ended),
-            "stream model": (self._run_all, self._model_ended),
-        }
-        for name, (stage, ended) in stages.items():
+    def _from_threads(self) -> Iterator[_Done]:
+        stages = {"reading": (self._read_all, self._frames.finish), "model": (self._infer_all, self._inferring_ended)}
+        for name, work in stages.items():
             # Daemons: an interpreter that ends need not wait for a camera.
-            self._threads.append(threading.Thread(target=self._guarded, args=(stage, ended), name=name, daemon=True))
+            self._threads.append(threading.Thread(target=self._guarded, args=work, name=f"stream {name}", daemon=True))
         for thread in self._threads:
             thread.start()
-        while (result := self._results.get()) is not None:
-            yield result
+        while (done := self._results.get()) is not None:
+            yield done
         if self._error is not None:
             raise self._error
 
@@ -204,27 +185,23 @@ class Stream(Generic[Result]):
 
     def _read_all(self) -> None:
         try:
-            for frame in self._read():
-                prepared = self._prepare(frame) if self._prepare_early else frame
-                if prepared is not None and not self._frames.put(prepared):
+            for waiting in self._read():
+                if not self._frames.put(waiting):
                     return
         finally:
             self._source.close()  # here, where nothing can be reading it
 
-    def _reading_ended(self) -> None:
-        self._frames.finish()
-
-    def _run_all(self) -> None:
+    def _infer_all(self) -> None:
         while (waiting := self._frames.get()) is not None:
-            prepared = self._prepare(waiting) if isinstance(waiting, Frame) else waiting
-            if prepared is not None and not self._results.put(self._infer(prepared)):
+            done = self._infer(waiting)
+            if done is not None and not self._results.put(done):
                 return
 
-    def _model_ended(self) -> None:
+    def _inferring_ended(self) -> None:
         self._frames.stop()
         self._results.finish()
 
-    def _read(self) -> Iterator[Frame]:
+    def _read(self) -> Iterator[_Waiting]:
         frames = iter(self._source)
         while True:
             with self._ledger.busy("read"):
@@ -234,15 +211,15 @@ class Stream(Generic[Result]):
             self._ledger.read += 1
             if isinstance(frame, UnreadableFrame):
                 self._fail(FailedFrame(frame.index, frame.name, frame.error))
-            else:
-                yield frame
+                continue
+            prepared = self._prepare(frame) if self._prepare_early else None
+            if prepared is not None or not self._prepare_early:
+                yield _Waiting(frame, prepared)
 
-    def _prepare(self, frame: Frame) -> _Prepared | None:
+    def _prepare(self, frame: Frame) -> Prepared | None:
         try:
             with self._ledger.busy("preprocess"):
-                prepared = self._model.preprocess(frame.pixels)
-                pixels, *geometry = prepared if isinstance(prepared, tuple) else (prepared,)
-                return _Prepared(frame, pixels, tuple(geometry))
+                return self._stages.prepare(frame.pixels)
         except ValueError as error:
             self._fail(FailedFrame(frame.index, frame.name, error))
             return None
@@ -250,14 +227,20 @@ class Stream(Generic[Result]):
             self._ledger.failed_one()
             raise
 
-    def _infer(self, prepared: _Prepared) -> StreamResult[Result]:
-        try:
+    def _infer(self, waiting: _Waiting) -> _Done | None:
+        prepared = waiting.prepared or self._prepare(waiting.frame)
+        if prepared is None:
+            return None
+        with self._blaming_the_frame():
             with self._ledger.busy("infer"):
-                outputs = self._model.engine.infer(prepared.pixels)
-            # In the same thread: the engine's next call may overwrite its outputs, and to copy them costs as much
-            # as to filter them.
-            with self._ledger.busy("postprocess"):
-                return StreamResult(prepared.frame, self._model.postprocess(outputs, *prepared.geometry))
+                outputs = self._stages.infer(prepared)
+            with self._ledger.busy("select"):
+                return _Done(waiting.frame, self._stages.select(outputs, prepared))
+
+    @contextmanager
+    def _blaming_the_frame(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException:
             self._ledger.failed_one()
             raise

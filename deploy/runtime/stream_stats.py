@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deploy.runtime.latency import LatencyHistogram
 
-STAGES = ("read", "preprocess", "infer", "postprocess", "consumer")
+STAGES = ("read", "preprocess", "infer", "select", "finish", "consumer")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class StreamStats:
         failed: frames that could not be decoded or were no image, and the one at which the model raised.
         abandoned: frames on their way when the stream was stopped; 0 if it ran to its end.
         elapsed_s: from the first result asked for to the end, or to now.
-        busy_s: seconds in each of `STAGES`; "read" waits for a camera's frames, "consumer" is the caller's own loop.
+        busy_s: seconds in each of `STAGES`. "read" waits for a camera's frames; "select" and "finish" are the two
+            parts of postprocessing (all of it is "select" where a model has but one); "consumer" is the caller's loop.
         latency_p50_s: from a frame's capture to its result handed out, median; within 0.5 %, NaN without results.
         latency_p90_s: the same, 90 in 100 are below.
         latency_p99_s: the same, 99 in 100 are below.

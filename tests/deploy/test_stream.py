@@ -53,6 +53,49 @@ class Doubler:
             raise EngineError(f"no more after {self.error_at}")
 
 
+class Staged(Doubler):
+    """As Doubler, with memory that is used again: buffers for the input, one array for the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffers: list[np.ndarray] = []
+        self.finished_in: set[str] = set()
+        self._outputs = np.zeros(1)
+
+    def new_buffer(self) -> np.ndarray:
+        self.buffers.append(np.zeros(1))
+        return self.buffers[-1]
+
+    def preprocess(self, image: np.ndarray, buffer: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        super().preprocess(image)
+        buffer[:] = image[0, 0, 0]
+        return buffer, (image.shape[0], image.shape[1])
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        time.sleep(0.001)  # long enough for the next frames to be prepared meanwhile
+        self._outputs[:] = pixels * 2
+        return self._outputs
+
+    def select(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs.copy()
+
+    def finish(self, survivors: np.ndarray, geometry: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+        self.finished_in.add(threading.current_thread().name)
+        if int(survivors[0]) == self.error_at:
+            raise EngineError(f"no more after {self.error_at}")
+        return float(survivors[0]), geometry
+
+
+class Plain(Doubler):
+    """As Doubler, with nothing but pixels between its stages, as a classifier."""
+
+    def preprocess(self, image: np.ndarray) -> np.ndarray:
+        return super().preprocess(image)[0]
+
+    def postprocess(self, outputs: tuple[np.ndarray, ...]) -> float:
+        return float(outputs[0][0, 0])
+
+
 def _images(count: int) -> Iterator[np.ndarray]:
     for index in range(count):
         yield np.full((4 + index % 7, 5 + index % 3, 3), index, np.uint8)
@@ -88,6 +131,37 @@ def test_results_come_in_order_with_their_own_frame_though_sizes_change(depth: i
     assert _no_thread_is_left()
     assert 0 < stats.latency_p50_s <= stats.latency_p90_s <= stats.latency_p99_s <= stats.latency_max_s
     assert all(seconds > 0 for seconds in stats.busy_s.values())
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_memory_used_again_is_never_overwritten_while_a_frame_needs_it(depth: int) -> None:
+    model = Staged()
+    images = [*_images(30), np.zeros((0, 2, 3), np.uint8), *_images(30)]
+    stream = Stream(model, images, depth=depth, on_failed=lambda failed: None)
+    assert [output[0] for _, output in stream] == [2.0 * index for index in range(30)] * 2
+    assert len(model.buffers) == (depth + 2 if depth else 1)
+    assert model.finished_in == {threading.current_thread().name}  # so that it overlaps with the next inference
+    live = Staged()
+    assert len(list(Stream(live, Arrays(_images(20), live=True), depth=40))) == 20
+    assert len(live.buffers) == 1
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_model_without_geometry_streams_too(depth: int) -> None:
+    assert [output for _, output in Stream(Plain(), _images(9), depth=depth)] == [2.0 * index for index in range(9)]
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_an_error_of_the_last_stage_is_raised_and_counted(depth: int) -> None:
+    model = Staged()
+    model.error_at = 8
+    stream, met = Stream(model, _images(50), depth=depth), []
+    with pytest.raises(EngineError, match="no more after 8"):
+        list(_appending(stream, met))
+    assert met == [0.0, 2.0, 4.0, 6.0]
+    assert stream.stats().failed == 1
+    assert _is_balanced(stream.stats())
+    assert _no_thread_is_left()
 
 
 @pytest.mark.parametrize("depth", [0, 2])

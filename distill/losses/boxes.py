@@ -16,7 +16,7 @@ class SoftOverlap(nn.Module):
     """IoU loss with the teacher's boxes as labels, weighted by its scores.
 
     The box part of the distillation of PP-YOLOE+ (PaddleDetection, after Xu et al. 2022), with the IoU loss of Yu et
-    al. 2016 ("UnitBox", equation 1) in its linear form:
+    al. 2016 ("UnitBox") in its linear form:
 
         L = 1 / W * sum over anchors a of w_a * ( 1 - IoU(student's box, teacher's box) )
 

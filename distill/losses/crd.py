@@ -21,7 +21,7 @@ _UNSEEN: Final = -1
 
 
 class ContrastiveDistillation(nn.Module):
-    """Contrastive representation distillation (CRD, Tian, Krishnan and Isola 2020, equations 10, 17 and 18).
+    """Contrastive representation distillation (CRD, Tian, Krishnan and Isola 2020, section 3.1).
 
     Learned linear layers g map the embeddings of both networks to 128 dimensions and length 1. A critic h must tell
     the pair of one image (joint) from N pairs of different images (product of marginals):

@@ -15,8 +15,8 @@ __all__ = ["ChannelWiseDistillation"]
 class ChannelWiseDistillation(nn.Module):
     """Channel-wise distillation (CWD, Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction").
 
-    Each channel of a map is read as a distribution over positions, and the student's follows the teacher's (their
-    equations 3 and 4):
+    Each channel of a map is read as a distribution over positions, and the student's follows the teacher's (section
+    3.2):
 
         L = mean over maps, batch, channels of KL( softmax over positions(t) || softmax over positions(s) )
 

@@ -47,7 +47,7 @@ def combine_probabilities(logits: Sequence[Tensor], temperature: float, weights:
 
 
 def confidence_weights(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """How far each of K teachers is trusted on each image (CA-MKD, Zhang et al. 2022, equation 3).
+    """How far each of K teachers is trusted on each image (CA-MKD, Zhang et al. 2022).
 
     "Confidence-Aware Multi-Teacher Knowledge Distillation": with the cross entropy L_k of teacher k on the label,
 
@@ -70,7 +70,7 @@ class FeatureEnsemble(nn.Module):
     """Features of several teachers (FEED, Park and Kwak 2019, "Feature-level Ensemble Knowledge Distillation").
 
     The student's last map, through a learned 1x1 convolution per teacher k, follows each teacher's last map, both at
-    length 1 (their equation 3, with the mean over teachers and images instead of the sum):
+    length 1 (the paper sums where this takes the mean over teachers and images):
 
         L = mean over teachers, images of || r_k(s) / ||r_k(s)||_2 - t_k / ||t_k||_2 ||_1
 

@@ -18,21 +18,21 @@ _TEMPERATURE = 0.5
 
 
 class FocalGlobal(nn.Module):
-    """FGD (Yang et al. 2022, "Focal and Global Knowledge Distillation for Detectors", equations 3 to 12).
+    """FGD (Yang et al. 2022, "Focal and Global Knowledge Distillation for Detectors", section 3).
 
     Per level, with the student's map s at the teacher's width by a 1x1 convolution:
 
-    - attention of a map F (3 to 6): A_S = H W softmax( mean over channels of |F| / 0.5 ) over positions,
+    - attention of a map F: A_S = H W softmax( mean over channels of |F| / 0.5 ) over positions,
       A_C = C softmax( mean over positions of |F| / 0.5 ) over channels;
-    - focal (8): sum of ( alpha M_fg + beta M_bg ) A_S(t) A_C(t) (t - s)^2;
-    - attention (9): gamma ( |A_S(t) - A_S(s)| + |A_C(t) - A_C(s)| ), summed;
-    - global (10, 11): lambda sum of ( R(t) - R(s) )^2 with R the global context block (GcBlock, Cao et al. 2019),
+    - focal: sum of ( alpha M_fg + beta M_bg ) A_S(t) A_C(t) (t - s)^2;
+    - attention: gamma ( |A_S(t) - A_S(s)| + |A_C(t) - A_C(s)| ), summed;
+    - global: lambda sum of ( R(t) - R(s) )^2 with R the global context block (GcBlock, Cao et al. 2019),
       one for each side.
 
     Sums run over channels and positions, are averaged over the batch and added over levels, with alpha = 0.001, beta =
     0.0005, gamma = 0.001 and lambda = 0.000005 inside, so the published weight is 1.
 
-    The paper's masks are the labelled boxes, each divided by its area (7). Here the teacher's highest class
+    The paper's masks are the labelled boxes, each divided by its area. Here the teacher's highest class
     probability p stands for them: M_fg = p / max(1, sum of p), M_bg = (1 - p) / sum of (1 - p), per image and level.
     """
 

@@ -15,7 +15,7 @@ _MASKED = 0.65  # the authors' ratio for one-stage detectors
 
 
 class MaskedGeneration(nn.Module):
-    """MGD (Yang et al. 2022, "Masked Generative Distillation", equations 2 to 4).
+    """MGD (Yang et al. 2022, "Masked Generative Distillation", section 3).
 
     Random positions of the student's map, brought to the teacher's width by a 1x1 convolution, are set to zero (65 %
     of them, the same in all channels), and a small network G = 3x3 convolution, ReLU, 3x3 convolution must generate

@@ -13,7 +13,7 @@ __all__ = ["FeatureMimic"]
 
 
 class FeatureMimic(nn.Module):
-    """Feature mimic (Li, Jin and Yan 2017, "Mimicking Very Efficient Network for Object Detection", equations 3, 4).
+    """Feature mimic (Li, Jin and Yan 2017, "Mimicking Very Efficient Network for Object Detection").
 
     A whole map is mostly background that drowns the objects; Li et al. regress features inside N proposals only:
 

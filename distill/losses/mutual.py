@@ -14,7 +14,7 @@ __all__ = ["MutualLearning", "peer_losses"]
 
 
 class MutualLearning(SoftTargets):
-    """One peer's distillation from another (Zhang et al. 2018, "Deep Mutual Learning", equations 3 to 6).
+    """One peer's distillation from another (Zhang et al. 2018, "Deep Mutual Learning", section 3.1).
 
         L = mean over images of KL( p_peer || p_own ), at temperature 1
 
@@ -28,7 +28,7 @@ class MutualLearning(SoftTargets):
 
 
 def peer_losses(logits: Sequence[Tensor]) -> list[Tensor]:
-    """What each of K peers learns from the others (equation 7): the mean KL from the K - 1 others to it.
+    """What each of K peers learns from the others (section 3.3): the mean KL from the K - 1 others to it.
 
     Args:
         logits: of each peer, (batch, classes); at least two.

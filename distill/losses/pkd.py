@@ -13,7 +13,7 @@ __all__ = ["PearsonDistillation"]
 
 
 class PearsonDistillation(nn.Module):
-    """PKD (Cao et al. 2022, "PKD: General Distillation Framework ... via Pearson Correlation Coefficient", eq. 4).
+    """PKD (Cao et al. 2022, "PKD: General Distillation Framework ... via Pearson Correlation Coefficient").
 
     Both sides are normalised per channel to mean 0 and variance 1 over batch and positions; half their squared
     distance is then one minus their correlation, whatever the two scales:

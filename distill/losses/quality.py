@@ -12,7 +12,7 @@ __all__ = ["QualityResponse"]
 
 
 class QualityResponse(nn.Module):
-    """Quality focal loss (QFL, Li et al. 2020, "Generalized Focal Loss", equation 3), labelled by the teacher.
+    """Quality focal loss (QFL, Li et al. 2020, "Generalized Focal Loss", equation 2), labelled by the teacher.
 
     QFL trains a score that is class and box quality in one, as YOLOv8's is. Its label y in 0..1 is here the teacher's
     score, as in the distillation of PP-YOLOE+ (Xu et al. 2022). With y = sigmoid(t) and the student's q = sigmoid(s):

@@ -18,8 +18,8 @@ class Relations(nn.Module):
     """Relational knowledge distillation (RKD, Park et al. 2019, "Relational Knowledge Distillation").
 
     Not the embeddings of the images are matched but their mutual relations, so widths may differ and nothing is
-    learned. With the embeddings of a batch, the distances divided by their mean (equations 5 to 7), the angles of all
-    triplets (equations 8 to 10) and the Huber loss l with threshold 1:
+    learned. With psi_D the distances between the images of a batch divided by their mean (section 3.2.1), psi_A the
+    cosines of the angles of all triplets (section 3.2.2) and l the Huber loss with threshold 1:
 
         L = mean over pairs of l( psi_D(s), psi_D(t) ) + 2 * mean over triplets of l( psi_A(s), psi_A(t) )
 

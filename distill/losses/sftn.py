@@ -25,7 +25,7 @@ def student_friendly_loss(
     """The loss of a teacher in training (SFTN, Park et al. 2021, "Learning Student-Friendly Teacher Networks").
 
     A student branch is the student's remaining blocks set on one of the teacher's feature maps, through a small
-    transform. With q the softmax, y the label and the mean over branches R (their section 3.3):
+    transform. With q the softmax, y the label and the mean over branches R:
 
         L = CE(q_T, y) + branch_kl * mean over R of KL( q_R || q_T ) + branch_ce * mean over R of CE(q_R, y)
 
@@ -36,9 +36,9 @@ def student_friendly_loss(
         teacher_logits: (batch, classes).
         branch_logits: of each student branch, (batch, classes); at least one.
         labels: (batch,) int64.
-        temperature: T of the KL; the paper uses 1.
-        branch_kl: the paper's lambda of the KL, 3.
-        branch_ce: the paper's lambda of the branches' cross entropy, 1.
+        temperature: T of the KL.
+        branch_kl: lambda of the KL.
+        branch_ce: lambda of the branches' cross entropy.
 
     Returns:
         A float32 scalar, in nats.

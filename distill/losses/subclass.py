@@ -16,7 +16,7 @@ __all__ = ["SubclassDistillation", "class_logits", "spread_loss"]
 
 
 class SubclassDistillation(nn.Module):
-    """Subclass distillation (Müller, Kornblith and Hinton 2020, "Subclass Distillation", section 2).
+    """Subclass distillation (Müller, Kornblith and Hinton 2020, "Subclass Distillation").
 
     Teacher and student end in classes * s logits, s subclasses of each class side by side. The student matches the
     teacher's distribution over all of them:
@@ -50,7 +50,7 @@ class SubclassDistillation(nn.Module):
 
 
 def class_logits(subclass_logits: Tensor, classes: int) -> Tensor:
-    """Logits of classes whose softmax is the sum of their subclasses' probabilities (section 2).
+    """Logits of classes whose softmax is the sum of their subclasses' probabilities.
 
     Args:
         subclass_logits: (batch, classes * s), the subclasses of a class side by side.
@@ -63,7 +63,7 @@ def class_logits(subclass_logits: Tensor, classes: int) -> Tensor:
 
 
 def spread_loss(subclass_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The auxiliary loss of the teacher's training, which keeps its images apart in subclass logits (section 2.1).
+    """The auxiliary loss of the teacher's training, which keeps its images apart in subclass logits.
 
     With v_i the logits of image i, centred and scaled to length 1, over the n images of the batch:
 

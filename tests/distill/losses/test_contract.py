@@ -92,6 +92,18 @@ def test_half_precision_extremes_stay_finite(
 
 
 @every_loss
+def test_mixed_precision_changes_a_loss_little(kind: str, name: str, build: Make, activations: Make) -> None:
+    student, teacher = activations(kind, 0), activations(kind, 1)
+    torch.manual_seed(1)
+    exact = float(build(kind, name)(student, teacher).detach())
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = build(kind, name)(student, teacher)
+    assert mixed.dtype == torch.float32
+    assert float(mixed.detach()) == pytest.approx(exact, rel=0.03)
+
+
+@every_loss
 def test_dead_activations_stay_finite(kind: str, name: str, build: Make, activations: Make, mapped: Make) -> None:
     student = mapped(activations(kind, 0), lambda v: torch.zeros_like(v).requires_grad_())
     value = build(kind, name)(student, mapped(activations(kind, 1), torch.zeros_like))

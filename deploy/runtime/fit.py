@@ -33,7 +33,7 @@ def fit_image(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
         fitted = _centre_crop(rgb, spec.height, spec.width, spec.resize or max(spec.height, spec.width))
     else:
         fitted = _resize(rgb, spec.height, spec.width)
-    return fitted[None]
+    return np.array(fitted)[None]  # Pillow's memory may not be written to, a cut-out is not in one piece
 
 
 def _centre_crop(image: NDArray[np.uint8], height: int, width: int, short_side: int) -> NDArray[np.uint8]:

@@ -42,7 +42,16 @@ def main() -> int:
                 answer: dict[str, Any] = {"facts": worker.contender.facts()}
             else:
                 answer = worker.answer(request)
-        except (BenchError, DeployError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (
+            BenchError,
+            DeployError,
+            OSError,
+            RuntimeError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:
             answer = {"error": f"{type(error).__name__}: {one_line(error)}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +59,9 @@ class Candidates:
 
 @dataclass(frozen=True)
 class _Level:
-    """A pyramid level: its stride, its cells per row, and which of the outputs are its tensors."""
+    """A pyramid level: its cells' first row in the table of all cells, and which of the outputs are its tensors."""
 
-    stride: int
-    columns: int
+    first: int
     box: int
     classes: int
     mask: int | None
@@ -71,17 +71,19 @@ class Head:
     """How to read the outputs of a detection or segmentation model; made once from its manifest."""
 
     def __init__(self, manifest: Manifest) -> None:
-        """Note which output is what."""
+        """Note which output is what, and where every cell lies."""
         self._reg_max = manifest.reg_max
         self._bins = np.arange(manifest.reg_max, dtype=np.float32)
         by_stride: dict[int, dict[str, int]] = {}
         for index, spec in enumerate(manifest.outputs):
             by_stride.setdefault(spec.stride, {})[spec.meaning] = index
-        self._levels = [
-            _Level(stride, math.ceil(manifest.input.width / stride), at["box"], at["class"], at.get("mask"))
-            for stride, at in sorted(by_stride.items())
-            if "class" in at
-        ]
+        self._levels: list[_Level] = []
+        tables: list[NDArray[np.float32]] = []
+        for stride, at in sorted(by_stride.items()):
+            if "class" in at:
+                self._levels.append(_Level(sum(map(len, tables)), at["box"], at["class"], at.get("mask")))
+                tables.append(_anchors(manifest.input.height, manifest.input.width, stride))
+        self._anchors = np.concatenate(tables)
 
     def select(
         self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]], conf: float, multi_label: bool
@@ -97,12 +99,27 @@ class Head:
             At most the `MAX_CANDIDATES` best survivors. NaN is no score.
         """
         tensors = [one if isinstance(one, RawTensor) else RawTensor.of_cells(one) for one in outputs]
-        levels = [_select(level, tensors, conf, multi_label) for level in self._levels]
-        found = [level for level in levels if level is not None]
-        if not found:
-            return self._none(tensors)
-        whole = found[0] if len(found) == 1 else _joined(found)
-        return whole if len(whole.scores) <= MAX_CANDIDATES else _best(whole)
+        # Compare logits first, a hair below the threshold; the exact comparison follows on the few survivors.
+        least = _logit(conf) - 1e-3
+        hits = [(level, tensors[level.classes].above(least)) for level in self._levels]
+        found = [(level, cells) for level, cells in hits if len(cells)] or hits[:1]
+        logits = _joined([tensors[level.classes].at(cells) for level, cells in found])
+        if multi_label:
+            rows, class_ids = np.nonzero(logits > np.float32(least))
+        else:
+            rows, class_ids = np.arange(len(logits)), logits.argmax(axis=1)
+        scores = _sigmoid(logits[rows, class_ids])
+        kept = _chosen(scores, conf)
+        anchors = self._anchors[_joined([cells + level.first for level, cells in found])]
+        return Survivors(
+            _joined([tensors[level.box].at(cells) for level, cells in found]),
+            anchors[:, :2],
+            anchors[:, 2:],
+            self._masks(tensors, found),
+            rows[kept],
+            scores[kept],
+            class_ids[kept],
+        )
 
     def decode(self, survivors: Survivors) -> Candidates:
         """Survivors to boxes.
@@ -124,18 +141,11 @@ class Head:
             rows, scores, class_ids = rows[kept], scores[kept], class_ids[kept]
         return Candidates(boxes[rows], scores, class_ids, survivors.mask_coefficients[rows])
 
-    def _none(self, tensors: Sequence[RawTensor]) -> Survivors:
-        mask = self._levels[0].mask
-        prototypes = 0 if mask is None else tensors[mask].channels
-        return Survivors(
-            np.zeros((0, 4 * self._reg_max), np.float32),
-            np.zeros((0, 2), np.float32),
-            np.zeros((0, 1), np.float32),
-            np.zeros((0, prototypes), np.float32),
-            np.zeros(0, np.int64),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.int64),
-        )
+    def _masks(
+        self, tensors: Sequence[RawTensor], found: Sequence[tuple[_Level, NDArray[np.int64]]]
+    ) -> NDArray[np.float32]:
+        parts = [tensors[level.mask].at(cells) for level, cells in found if level.mask is not None]
+        return _joined(parts) if parts else np.zeros((sum(len(cells) for _, cells in found), 0), np.float32)
 
 
 def decode(
@@ -146,52 +156,22 @@ def decode(
     return head.decode(head.select(outputs, conf, multi_label))
 
 
-def _select(level: _Level, tensors: Sequence[RawTensor], conf: float, multi_label: bool) -> Survivors | None:
-    # Compare logits first, a hair below the threshold; the exact comparison follows on the few survivors.
-    least = _logit(conf) - 1e-3
-    cells = tensors[level.classes].above(least)
-    if not len(cells):
-        return None
-    logits = tensors[level.classes].at(cells)
-    if multi_label:
-        rows, class_ids = np.nonzero(logits > np.float32(least))
-    else:
-        rows, class_ids = np.arange(len(cells)), logits.argmax(axis=1)
-    scores = _sigmoid(logits[rows, class_ids])
-    above = scores > conf
-    if not above.all():
-        rows, class_ids, scores = rows[above], class_ids[above], scores[above]
-    return Survivors(
-        tensors[level.box].at(cells),
-        np.stack([cells % level.columns, cells // level.columns], axis=1).astype(np.float32) + np.float32(0.5),
-        np.full((len(cells), 1), level.stride, np.float32),
-        np.zeros((len(cells), 0), np.float32) if level.mask is None else tensors[level.mask].at(cells),
-        rows,
-        scores,
-        class_ids,
-    )
+def _anchors(height: int, width: int, stride: int) -> NDArray[np.float32]:
+    """(cells, 3) float32: centre x and y in cells, and the stride; row by row."""
+    y, x = np.mgrid[: height // stride, : width // stride].reshape(2, -1)
+    return np.stack([x + 0.5, y + 0.5, np.full(len(x), stride)], axis=1).astype(np.float32)
 
 
-def _joined(levels: Sequence[Survivors]) -> Survivors:
-    names = [field.name for field in fields(Survivors) if field.name != "rows"]
-    arrays = {name: np.concatenate([getattr(level, name) for level in levels]) for name in names}
-    starts = np.cumsum([0, *(len(level.box_logits) for level in levels[:-1])])
-    rows = np.concatenate([level.rows + start for level, start in zip(levels, starts, strict=True)])
-    return Survivors(rows=rows, **arrays)
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _best(survivors: Survivors) -> Survivors:
-    """The `MAX_CANDIDATES` best, in their order; of equal scores the first."""
-    kept = np.sort(np.argsort(-survivors.scores, kind="stable")[:MAX_CANDIDATES])
-    return Survivors(
-        survivors.box_logits,
-        survivors.centres,
-        survivors.strides,
-        survivors.mask_coefficients,
-        survivors.rows[kept],
-        survivors.scores[kept],
-        survivors.class_ids[kept],
-    )
+def _chosen(scores: NDArray[np.float32], conf: float) -> NDArray[np.int64]:
+    """Indices of the scores above `conf`, ascending; of too many the best, of equal ones the first."""
+    kept = np.flatnonzero(scores > conf)
+    if len(kept) > MAX_CANDIDATES:
+        kept = np.sort(kept[np.argsort(-scores[kept], kind="stable")[:MAX_CANDIDATES]])
+    return kept
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -32,10 +32,17 @@ class Letterbox:
 
     def to_source(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (n, 4) in input pixels to boxes in source pixels, clipped to the image."""
-        shift = np.array([self.pad_left, self.pad_top] * 2, np.float32)
-        limit = np.array([self.source_width, self.source_height] * 2, np.float32)
-        gain = np.array([self.gain_x, self.gain_y] * 2, np.float32)
-        return np.asarray(np.clip((boxes_xyxy - shift) / gain, 0, limit), np.float32)
+        boxes = boxes_xyxy.astype(np.float32)
+        for axis, shift, gain, limit in (
+            (0, self.pad_left, self.gain_x, self.source_width),
+            (1, self.pad_top, self.gain_y, self.source_height),
+        ):
+            sides = boxes[:, axis::2]
+            sides -= np.float32(shift)
+            sides /= np.float32(gain)
+            np.maximum(sides, 0, out=sides)
+            np.minimum(sides, np.float32(limit), out=sides)
+        return boxes
 
 
 class InputBuffer:

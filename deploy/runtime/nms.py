@@ -46,14 +46,17 @@ def nms(
     return kept[:max_det]
 
 
-def _greedy(overlaps: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _greedy(overlaps: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Which of n boxes in order of score survive, given the (n, n) matrix of who overlaps whom too much."""
-    alive = np.ones(len(overlaps), np.bool_)
-    # Only rows that suppress something after themselves need to be visited.
-    for row in np.flatnonzero(np.triu(overlaps, 1).any(axis=1)):
-        if alive[row]:
-            alive[row + 1 :] &= ~overlaps[row, row + 1 :]
-    return alive
+    packed = np.packbits(overlaps, axis=1, bitorder="little")
+    rows, size = packed.tobytes(), packed.shape[1]
+    kept: list[int] = []
+    dropped = 0  # a set of bits; whole rows of the matrix are added at once
+    for row in range(len(overlaps)):
+        if not dropped >> row & 1:
+            kept.append(row)
+            dropped |= int.from_bytes(rows[row * size : (row + 1) * size], "little")
+    return np.array(kept, np.int64)
 
 
 def _overlaps(

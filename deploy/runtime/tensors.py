@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,31 +66,40 @@ class RawTensor:
         Quantized values are compared as they are, with the smallest one that stands for more than `least`.
         """
         matrix = self.matrix
+        hits: NDArray[np.int64]
         if self.scale:
-            bound = self._first_above(least)
+            bound = _first_above(self.values.dtype, self.scale, self.zero_point, least)
             if bound is None:
                 return np.zeros(0, np.int64)
-            hits = np.flatnonzero(matrix >= bound)
+            hits = (matrix >= bound).ravel().nonzero()[0]
         else:
-            with np.errstate(invalid="ignore"):
-                hits = np.flatnonzero(matrix > matrix.dtype.type(least))
+            hits = (matrix > matrix.dtype.type(least)).ravel().nonzero()[0]
         if not len(hits):
             return hits
         marked = np.zeros(matrix.shape[self.channels_first], np.bool_)
         marked[hits % matrix.shape[1] if self.channels_first else hits // matrix.shape[1]] = True
         return np.flatnonzero(marked)
 
-    def _first_above(self, least: float) -> Any:
-        """The smallest quantized value whose real value exceeds `least`, or None; 8 bits have few enough to look."""
-        info = np.iinfo(self.values.dtype)
-        known = np.arange(info.min, info.max + 1)
-        greater = np.flatnonzero(self._real(known) > least)
-        return self.values.dtype.type(known[greater[0]]) if len(greater) else None
-
     def _real(self, values: NDArray[Any]) -> NDArray[np.float32]:
         if not self.scale:
             return np.asarray(values, np.float32)
-        return np.asarray((values.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale))
+        return _dequantized(values, self.scale, self.zero_point)
+
+
+def _dequantized(values: NDArray[Any], scale: float, zero_point: int) -> NDArray[np.float32]:
+    real = values.astype(np.float32)
+    real -= np.float32(zero_point)
+    real *= np.float32(scale)
+    return real
+
+
+@functools.lru_cache(maxsize=64)
+def _first_above(dtype: np.dtype[Any], scale: float, zero_point: int, least: float) -> Any:
+    """The smallest quantized value whose real value exceeds `least`, or None; 8 or 16 bits are few enough to look."""
+    info = np.iinfo(dtype)
+    known = np.arange(info.min, info.max + 1)
+    greater = np.flatnonzero(_dequantized(known, scale, zero_point) > least)
+    return dtype.type(known[greater[0]]) if len(greater) else None
 
 
 def fill_input(pixels: NDArray[np.uint8], spec: InputSpec, out: NDArray[Any]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.dataset import IMAGE_SUFFIXES, image_files
 from deploy.errors import DatasetError, SourceError
 from deploy.runtime.image import read_image
 
@@ -92,6 +91,8 @@ def open_source(what: str | Path | int | Source | Iterable[NDArray[np.uint8]]) -
     if not isinstance(what, (str, Path)):
         is_source = hasattr(what, "live") and hasattr(what, "close")
         return cast(Source, what) if is_source else Arrays(cast(Iterable[NDArray[np.uint8]], what))
+    from deploy.dataset import IMAGE_SUFFIXES, image_files  # here, for a bench's device has no such file
+
     path = Path(what)
     if isinstance(what, str) and _URL.match(what):
         return Camera(what)

@@ -1,0 +1,187 @@
+"""Whether results may be compared at all: everything that must be alike, and by name and value what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.records import Result
+
+# Memory as the kernel counts it changes a little with the kernel; another size of board is another machine.
+_MEMORY_TOLERANCE = 0.05
+_BUSY_PER_CORE = 0.5
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing that must be the same on both sides.
+
+    Attributes:
+        name: what `--allow` calls it.
+        value: of a result; None where it was not recorded.
+    """
+
+    name: str
+    value: Callable[[Result], Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field that differs.
+
+    Attributes:
+        field: its name.
+        baseline: the value or values met there.
+        candidate: the value or values met there.
+    """
+
+    field: str
+    baseline: tuple[Any, ...]
+    candidate: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_listed(self.baseline)} against {_listed(self.candidate)}"
+
+
+def _in(where: str, key: str) -> Callable[[Result], Any]:
+    return lambda result: getattr(result, where).get(key)
+
+
+def _state(key: str) -> Callable[[Result], Any]:
+    return lambda result: _mapping(result.machine.get("before")).get(key)
+
+
+def _data(result: Result) -> str | None:
+    data = _mapping(result.protocol.get("data"))
+    sha256 = data.get("sha256")
+    return None if sha256 is None else f"{data.get('name')}, {data.get('images')} images, {str(sha256)[:12]}"
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("task", lambda result: result.bundle.get("task", "detect")),
+    Field("engine", _in("bundle", "engine")),
+    Field("precision", _in("bundle", "precision")),
+    Field("imgsz", lambda result: "x".join(map(str, result.bundle.get("imgsz", ())))),
+    Field("library", lambda result: f"{result.executed.get('library')} {result.executed.get('version')}"),
+    Field("threads", _in("protocol", "threads")),
+    Field("data", _data),
+    Field("timed_images", _in("protocol", "timed_images")),
+    Field("warmup", _in("protocol", "warmup")),
+    Field("conf", _in("protocol", "conf")),
+    Field("iou", _in("protocol", "iou")),
+    Field("max_det", _in("protocol", "max_det")),
+    Field("accuracy", _in("protocol", "accuracy")),
+    Field("resizer", lambda result: "OpenCV" if "opencv" in result.tools else "Pillow"),
+    Field("machine.model", _in("machine", "model")),
+    Field("machine.processor", _in("machine", "processor")),
+    Field("machine.architecture", _in("machine", "architecture")),
+    Field("machine.pointer_bits", _in("machine", "pointer_bits")),
+    Field("machine.cores", _in("machine", "cores")),
+    Field("machine.cpu_flags", _in("machine", "cpu_flags")),
+    Field("machine.memory_bytes", _in("machine", "memory_bytes")),
+    Field("machine.page_bytes", _in("machine", "page_bytes")),
+    Field("machine.max_frequency_hz", _state("max_frequency_hz")),
+    Field("machine.governor", _state("governor")),
+    Field("machine.emulated", _in("machine", "emulated")),
+)
+
+# Worth a line, not a refusal.
+_REMARKED: tuple[Field, ...] = (
+    Field("bundle", lambda result: f"{result.bundle.get('name')} ({str(result.bundle.get('sha256'))[:12]})"),
+    Field("device", lambda result: result.device),
+    Field("system", _in("machine", "system")),
+    Field("kernel", _in("machine", "kernel")),
+    Field("min_seconds", _in("protocol", "min_seconds")),
+    Field("min_samples", _in("protocol", "min_samples")),
+    *(Field(tool, _in("tools", tool)) for tool in ("python", "numpy", "pillow", "opencv")),
+)
+
+
+def field_names() -> list[str]:
+    """What `--allow` takes: every field, and "machine" for all that begin with it."""
+    return [*(field.name for field in FIELDS), "machine"]
+
+
+def differences(
+    baseline: Sequence[Result], candidate: Sequence[Result], allowed: Sequence[str] = ()
+) -> list[Difference]:
+    """The fields that keep results from being compared: each must be alike over all results of both sides.
+
+    Args:
+        baseline: at least one.
+        candidate: at least one.
+        allowed: fields that may differ, of `field_names`.
+    """
+    checked = [field for field in FIELDS if field.name not in allowed and field.name.partition(".")[0] not in allowed]
+    return _differing(checked, baseline, candidate)
+
+
+def remarks(baseline: Sequence[Result], candidate: Sequence[Result], allowed: Sequence[str] = ()) -> list[str]:
+    """What differs without forbidding the comparison, allowed fields among it, and what makes the times doubtful."""
+    met = [field for field in FIELDS if field.name in allowed or field.name.partition(".")[0] in allowed]
+    lines = [f"differs, {difference}" for difference in _differing([*met, *_REMARKED], baseline, candidate)]
+    if any(result.machine.get("emulated") for result in (*baseline, *candidate)):
+        lines.append("emulated: the times say nothing about a real device")
+    for side, results in (("baseline", baseline), ("candidate", candidate)):
+        busy = [load for load in map(_foreign_load, results) if load is not None]
+        if busy:
+            lines.append(f"{side}: {len(busy)} of {len(results)} runs began on a busy machine (load {max(busy):g})")
+    return lines
+
+
+def held_back(result: Result) -> list[str]:
+    """Why the machine ran slower than it can while this was measured, as far as it is known: such a run is no measure.
+
+    Returns:
+        The firmware's words, e.g. "undervoltage"; empty where there is nothing known. What occurred before the run
+        began, and not while it lasted, does not count.
+    """
+    before, after = (_mapping(_mapping(result.machine.get(when)).get("throttled")) for when in ("before", "after"))
+    causes = [*(before.get("now") or ()), *(after.get("now") or ())]
+    if before and after:
+        earlier = before.get("occurred") or ()
+        causes += [cause for cause in after.get("occurred") or () if cause not in earlier]
+    return list(dict.fromkeys(map(str, causes)))
+
+
+def _differing(fields: Sequence[Field], baseline: Sequence[Result], candidate: Sequence[Result]) -> list[Difference]:
+    found = []
+    for field in fields:
+        first = [field.value(result) for result in baseline]
+        second = [field.value(result) for result in candidate]
+        if any(not _alike(field.name, first[0], value) for value in (*first[1:], *second)):
+            found.append(Difference(field.name, _distinct(first), _distinct(second)))
+    return found
+
+
+def _alike(name: str, first: Any, second: Any) -> bool:
+    if name == "machine.memory_bytes" and isinstance(first, int) and isinstance(second, int):
+        return abs(first - second) <= _MEMORY_TOLERANCE * max(first, second)
+    return bool(first == second)
+
+
+def _distinct(values: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(value for index, value in enumerate(values) if value not in values[:index])
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return " and ".join("not recorded" if value is None else _text(value) for value in values)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value)) or "none"
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={entry}" for key, entry in value.items())
+    return str(value)
+
+
+def _foreign_load(result: Result) -> float | None:
+    load, cores = _state("load_average")(result), result.machine.get("cores")
+    busy = isinstance(load, (list, tuple)) and load and isinstance(cores, int) and load[0] > _BUSY_PER_CORE * cores
+    return float(load[0]) if busy else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench.accuracy import ImageTruth
 from bench.errors import BenchError
 from deploy.bundle import MANIFEST_NAME, Bundle, Manifest, find_bundles, sha256_file
 from deploy.cli import log, one_line
 from deploy.dataset import LabelledImage, image_files, load_dataset
 from deploy.errors import BundleError, DatasetError
+from deploy.image_folder import ClassificationDataset, held_out_splits, load_image_folder
 from deploy.runtime.image import image_size
 
 RUNS = Path("runs")
@@ -28,6 +32,7 @@ class MeasuredImages:
         paths: image files, in order.
         truths: one entry per image, boxes in pixels; None without labels.
         class_names: index is the class id; empty without labels.
+        classified: the images with their classes, of an image-folder data set; None of others.
     """
 
     name: str
@@ -35,14 +40,34 @@ class MeasuredImages:
     paths: tuple[Path, ...]
     truths: tuple[ImageTruth, ...] | None
     class_names: tuple[str, ...]
+    classified: ClassificationDataset | None = None
 
-    def check_truth(self, bundle: Bundle) -> None:
-        """See that `bundle` can be scored by the truth; warns where only the names of classes differ.
+    @property
+    def labelled(self) -> bool:
+        """Whether there is anything to score by."""
+        return self.truths is not None or self.classified is not None
+
+    def class_ids(self, bundle: Bundle) -> NDArray[np.int64]:
+        """(n,) the true classes of the images, by the ids of a classifier's bundle.
 
         Raises:
-            BenchError: there is no label at all, or the number of classes differs.
+            DatasetError: the bundle has other classes.
+        """
+        assert self.classified is not None
+        return self.classified.with_classes(bundle.manifest.class_names).class_ids
+
+    def check_truth(self, bundle: Bundle) -> None:
+        """See that `bundle` can be scored by the truth; warns where only the names of a detector's classes differ.
+
+        Raises:
+            BenchError: there is no label at all, the labels are for another task, or the number of classes differs.
+            DatasetError: a classifier's bundle has other classes.
         """
         trained = bundle.manifest.class_names
+        self._check_task(bundle)
+        if self.classified is not None:
+            self.class_ids(bundle)
+            return
         if self.truths is not None and not any(len(truth.class_ids) for truth in self.truths):
             raise BenchError(
                 f"{self.name} has {len(self.truths)} images and not one label: "
@@ -57,6 +82,19 @@ class MeasuredImages:
             )
         differing = next(pair for pair in zip(self.class_names, trained, strict=True) if pair[0] != pair[1])
         log(f"warning: {self.name} calls a class {differing[0]!r} that {bundle.path.name} calls {differing[1]!r}")
+
+    def _check_task(self, bundle: Bundle) -> None:
+        classifies = bundle.manifest.task == "classify"
+        if classifies and self.truths is not None:
+            raise BenchError(
+                f"{self.name} has boxes, {bundle.path} is a classifier: give --data an image-folder data set, "
+                "or measure with --no-accuracy"
+            )
+        if not classifies and self.classified is not None:
+            raise BenchError(
+                f"{self.name} has classes of whole images, {bundle.path} is no classifier: give --data a data.yaml, "
+                "or measure with --no-accuracy"
+            )
 
 
 def newest_bundles(root: Path = RUNS) -> list[Path]:
@@ -84,26 +122,32 @@ def newest_bundles(root: Path = RUNS) -> list[Path]:
 
 
 def bundle_data(bundle: Bundle) -> Path:
-    """The data.yaml that a bundle's student was trained with.
+    """The data.yaml, or the root of an image-folder data set, that a bundle's student was trained with.
 
     Raises:
         BenchError: the manifest does not say.
     """
-    if bundle.manifest.data_yaml is None:
+    known = bundle.manifest.data_root or bundle.manifest.data_yaml
+    if known is None:
         raise BenchError(f"{bundle.path} does not say which data set it is for: give --data, a data.yaml or a folder")
-    return Path(bundle.manifest.data_yaml)
+    return Path(known)
 
 
 def load_images(data: Path, limit: int | None = None) -> MeasuredImages:
     """Read what `--data` names.
 
     Args:
-        data: a data.yaml, of which the validation set is used, or a folder of images without truth.
-        limit: only the first so many images.
+        data: a data.yaml, of which the validation set is used, the root of an image-folder data set, of which the
+            held-out split is used, or a folder of images without truth.
+        limit: only the first so many images; of an image-folder data set so many, evenly from all of them.
 
     Raises:
         DatasetError: no such thing, no images, or a malformed label or image.
     """
+    if data.is_dir() and held_out_splits(data):
+        folders = load_image_folder(data)
+        folders = folders if limit is None else folders.subset(limit)
+        return MeasuredImages(folders.name, folders.sha256, folders.paths, None, folders.class_names, folders)
     if data.is_dir():
         paths = image_files(data)[:limit]
         if not paths:

@@ -2,8 +2,9 @@
 
     python -m bench.measure JOB.json      (or -: the job on stdin, and an end as soon as stdin ends)
 
-It writes lines of JSON to stdout: one `measurement`, one `detections` per image of the accuracy pass, one `end`. The
-lines `progress STAGE PERCENT` on stderr are for whoever watches. `bench.run` starts it; by hand it works as well.
+It writes lines of JSON to stdout: one `measurement`, one `detections` (of a classifier: `classes`) per image of the
+accuracy pass, one `end`. The lines `progress STAGE PERCENT` on stderr are for whoever watches. `bench.run` starts it;
+by hand it works as well.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ if __package__ in (None, ""):  # started by its path, as on a device: import fro
     sys.path[0] = str(_Path(__file__).resolve().parent.parent)
 
 import argparse
-import base64
 import importlib.metadata
 import json
 import os
@@ -33,18 +33,19 @@ from numpy.typing import NDArray
 
 from bench.errors import BenchError
 from bench.machine import machine_facts, machine_state, peak_rss_bytes
+from bench.stages import Stages, accuracy_settings, recorder, timed_stages
+from bench.wire import decode_detections, encode_detections
 from deploy.bundle import Bundle, Manifest
 from deploy.cli import log, run_command
-from deploy.runtime import Detections, Detector, Engine, default_threads, load_engine, read_image
+from deploy.runtime import Engine, default_threads, load_engine, read_image
+
+__all__ = ["STAGES", "Job", "decode_detections", "encode_detections", "main", "measure"]
 
 STAGES = ("preprocess", "inference", "postprocess")
 
 # Decoded images kept in memory for the timed loop: few, because they count in the peak memory that is measured.
 _KEPT_IMAGES = 8
 _KEPT_BYTES = 32_000_000
-
-# What validation uses: a score threshold so low that the whole precision-recall curve is there.
-_ACCURACY: Mapping[str, Any] = {"conf": 0.001, "iou": 0.7, "max_det": 300, "multi_label": True}
 
 _PROGRESS_INTERVAL_S = 0.5
 _HOST_GONE_EXIT_CODE = 3
@@ -61,7 +62,7 @@ class Job:
         warmup: calls that are not counted.
         samples: timed images, at least.
         min_seconds: duration of the timed loop, at least.
-        accuracy: whether to run all images at `_ACCURACY`'s low score threshold and give the detections back.
+        accuracy: whether to run all images, a detector at a low score threshold, and give back what was found.
     """
 
     bundle: str
@@ -120,12 +121,13 @@ def measure(job: Job, emit: Emit) -> None:
     engine = load_engine(bundle, threads)
     load_s = time.perf_counter() - started
 
-    usual = bundle.manifest.thresholds
-    detector = Detector.with_engine(engine, bundle.manifest, usual.conf, usual.iou, usual.max_det)
-    first_inference_s = _timed(detector, images[0])[1]
-    warmup_s = [sum(_timed(detector, images[index % len(images)])) for index in range(job.warmup)]
-    samples = _timed_loop(detector, images, job)
+    stages = timed_stages(engine, bundle.manifest)
+    first_inference_s = _timed(stages, images[0])[1]
+    warmup_s = [sum(_timed(stages, images[index % len(images)])) for index in range(job.warmup)]
+    samples = _timed_loop(stages, images, job)
     peak = peak_rss_bytes()  # before the accuracy pass, whose many images are no part of the deployed program
+    scored = dict(accuracy_settings(bundle.manifest)) if job.accuracy else None
+    settings = {**stages.settings, "accuracy": scored}
     emit(
         {
             "kind": "measurement",
@@ -136,7 +138,7 @@ def measure(job: Job, emit: Emit) -> None:
             "machine": {**machine_facts(), "before": before, "after": machine_state()},
             "executed": dict(engine.facts()),
             "tools": _tools(engine.facts()),
-            "protocol": _protocol(job, threads, detector, images, len(samples)) | {"warmup_s": warmup_s},
+            "protocol": _protocol(job, threads, settings, images, len(samples)) | {"warmup_s": warmup_s},
         }
     )
     if job.accuracy:
@@ -145,40 +147,8 @@ def measure(job: Job, emit: Emit) -> None:
     engine.close()
 
 
-def encode_detections(index: int, detections: Detections) -> dict[str, Any]:
-    """The record of one image: arrays as base64 of little-endian float32 and int32."""
-    return {
-        "kind": "detections",
-        "image": index,
-        "boxes_xyxy": _base64(detections.boxes_xyxy, "<f4"),
-        "scores": _base64(detections.scores, "<f4"),
-        "class_ids": _base64(detections.class_ids, "<i4"),
-    }
-
-
-def decode_detections(record: Mapping[str, Any]) -> Detections:
-    """The inverse of `encode_detections`.
-
-    Raises:
-        BenchError: an array is missing, is no base64, or is not as long as the others.
-    """
-    try:
-        boxes, scores, class_ids = (
-            np.frombuffer(base64.b64decode(record[name], validate=True), dtype)
-            for name, dtype in (("boxes_xyxy", "<f4"), ("scores", "<f4"), ("class_ids", "<i4"))
-        )
-        if not boxes.size == 4 * scores.size == 4 * class_ids.size:
-            raise ValueError(f"{boxes.size} sides of boxes, {scores.size} scores, {class_ids.size} classes")
-    except (KeyError, TypeError, ValueError) as error:
-        raise BenchError(
-            f"the worker's detections of image {record.get('image')!r:.20} cannot be read "
-            f"({type(error).__name__}: {error}): run the bench again"
-        ) from error
-    return Detections(boxes.reshape(-1, 4).astype(np.float32), scores.astype(np.float32), class_ids.astype(np.int64))
-
-
 def _protocol(
-    job: Job, threads: int, detector: Detector, images: Sequence[NDArray[np.uint8]], samples: int
+    job: Job, threads: int, settings: Mapping[str, Any], images: Sequence[NDArray[np.uint8]], samples: int
 ) -> dict[str, Any]:
     return {
         "threads": threads,
@@ -186,46 +156,43 @@ def _protocol(
         "samples": samples,
         "min_samples": job.samples,
         "min_seconds": job.min_seconds,
-        "conf": detector.conf,
-        "iou": detector.iou,
-        "max_det": detector.max_det,
-        "accuracy": _ACCURACY if job.accuracy else None,
+        **settings,
         "timed_images": len(images),
         "timed_images_bytes": sum(image.nbytes for image in images),
     }
 
 
 def _accuracy_pass(engine: Engine, manifest: Manifest, images: Sequence[str], emit: Emit) -> None:
-    detector = Detector.with_engine(engine, manifest, **_ACCURACY)
+    record = recorder(engine, manifest)
     progress = _Progress("accuracy")
     for index, path in enumerate(images):
-        emit(encode_detections(index, detector(path)))
+        emit(record(index, path))
         progress.show((index + 1) / len(images))
 
 
-def _timed(detector: Detector, image: NDArray[np.uint8]) -> tuple[float, float, float]:
+def _timed(stages: Stages, image: NDArray[np.uint8]) -> tuple[float, float, float]:
     """Seconds of each of `STAGES` for one image."""
     start = time.perf_counter()
-    pixels, geometry = detector.preprocess(image)
-    letterboxed = time.perf_counter()
-    outputs = detector.engine.infer(pixels)
+    pixels, *rest = stages.preprocess(image)
+    fitted = time.perf_counter()
+    outputs = stages.run(pixels)
     inferred = time.perf_counter()
-    detector.postprocess(outputs, geometry)
+    stages.postprocess(outputs, *rest)
     done = time.perf_counter()
-    return letterboxed - start, inferred - letterboxed, done - inferred
+    return fitted - start, inferred - fitted, done - inferred
 
 
-def _timed_loop(detector: Detector, images: Sequence[NDArray[np.uint8]], job: Job) -> list[tuple[float, float, float]]:
-    stages: list[tuple[float, float, float]] = []
+def _timed_loop(stages: Stages, images: Sequence[NDArray[np.uint8]], job: Job) -> list[tuple[float, float, float]]:
+    samples: list[tuple[float, float, float]] = []
     progress = _Progress("timing")
     started = time.perf_counter()
     elapsed_s = 0.0
-    while len(stages) < job.samples or elapsed_s < job.min_seconds:
-        stages.append(_timed(detector, images[len(stages) % len(images)]))
+    while len(samples) < job.samples or elapsed_s < job.min_seconds:
+        samples.append(_timed(stages, images[len(samples) % len(images)]))
         elapsed_s = time.perf_counter() - started
         by_time = elapsed_s / job.min_seconds if job.min_seconds > 0 else 1.0
-        progress.show(min(len(stages) / job.samples, by_time))
-    return stages
+        progress.show(min(len(samples) / job.samples, by_time))
+    return samples
 
 
 def _kept_images(paths: Sequence[str]) -> list[NDArray[np.uint8]]:
@@ -250,10 +217,6 @@ def _tools(executed: Mapping[str, Any]) -> dict[str, str]:
     if "cv2" in sys.modules:  # where OpenCV is installed it does the resizing, and counts in the memory
         versions["opencv"] = str(sys.modules["cv2"].__version__)
     return versions
-
-
-def _base64(array: NDArray[Any], dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode("ascii")
 
 
 def _serve(source: str) -> int:

@@ -36,19 +36,20 @@ class Point:
     tip: Sequence[str]
 
 
-def accuracy_plot(points: Sequence[Point], width: int, height: int) -> str:
+def accuracy_plot(points: Sequence[Point], width: int, height: int, metric: str = "mAP50-95") -> str:
     """Accuracy against latency with the Pareto front of each device.
 
     Args:
         points: at least one.
         width: px of the drawing, labels are made for this size.
         height: px of the drawing.
+        metric: what the accuracy is called.
 
     Returns:
         An `<svg>` element. Points carry `data-tip` and take the keyboard's focus.
     """
     plot = _Axes(points, width, height)
-    parts = [plot.grid()]
+    parts = [plot.grid(metric)]
     for device in dict.fromkeys(point.device for point in points):
         parts.append(_front_line(pareto_front([point for point in points if point.device == device]), plot))
     parts += _labels(points, plot)
@@ -172,7 +173,7 @@ class _Axes:
     def y(self, accuracy: float) -> float:
         return self.bottom - (accuracy - self.y_low) / (self.y_high - self.y_low) * (self.bottom - self.top)
 
-    def grid(self) -> str:
+    def grid(self, metric: str) -> str:
         parts = []
         for tick in self.x_ticks:
             x = self.x(tick)
@@ -187,7 +188,7 @@ class _Axes:
             f'<text x="{(self.left + self.right) / 2:.0f}" y="{self.height - 6}" text-anchor="middle">'
             f"latency, p50 ms per image{scale} (left is better)</text>"
             f'<text x="12" y="{(self.top + self.bottom) / 2:.0f}" text-anchor="middle" '
-            f'transform="rotate(-90 12 {(self.top + self.bottom) / 2:.0f})">mAP50-95 %</text>'
+            f'transform="rotate(-90 12 {(self.top + self.bottom) / 2:.0f})">{metric} %</text>'
         )
         return "".join(parts)
 

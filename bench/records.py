@@ -14,7 +14,9 @@ from bench.errors import BenchError
 
 RESULT_NAME = "result.json"
 DETECTIONS_NAME = "detections.npz"
-SCHEMA = 1
+CLASSES_NAME = "classes.npz"
+SCHEMA = 2
+_READ_SCHEMAS = (1, 2)  # 1 knew detectors alone
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,33 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class TopAccuracy:
+    """Accuracy of the classes that the device itself named.
+
+    Attributes:
+        top1: part of the images whose class was the likeliest one, 0..1.
+        top5: part of the images whose class was among the five likeliest, 0..1.
+        per_class: class name to `top1` of its images, classes without images left out.
+        images: how many images.
+        dataset: name of the data set, e.g. "cifar10/test".
+        dataset_sha256: hash of its images and labels.
+    """
+
+    top1: float
+    top5: float
+    per_class: Mapping[str, float]
+    images: int
+    dataset: str
+    dataset_sha256: str
+
+
+@dataclass(frozen=True)
 class Result:
     """One bundle measured on one device.
 
     Attributes:
-        bundle: name, sha256, engine, precision, imgsz (height, width), size_bytes, student (the manifest's).
+        bundle: name, sha256, task (from schema 2 on), engine, precision, imgsz (height, width), size_bytes, student
+            (the manifest's).
         device: name the user gave, "local" for this machine.
         machine: facts of the machine (see `bench.machine`).
         protocol: threads, warmup, warmup_s (seconds of each uncounted image), samples, conf, iou, max_det, seed-free
@@ -83,7 +107,8 @@ class Result:
         first_inference_s: the first call after loading.
         latency: raw samples after the warm-up.
         peak_rss_bytes: peak resident set of the process (VmHWM) after the timed loop, before the accuracy pass.
-        accuracy: None where no labelled data was given.
+        accuracy: of a detector or segmenter its boxes', of a classifier its classes'; None where no labelled data was
+            given.
         executed: what the engine says it ran (library, version, inference precision, threads…).
         tools: versions on the device (python, numpy, engine).
         created: UTC time, ISO 8601.
@@ -98,7 +123,7 @@ class Result:
     latency: Latency
     peak_rss_bytes: int
     created: str
-    accuracy: Accuracy | None = None
+    accuracy: Accuracy | TopAccuracy | None = None
     executed: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -131,9 +156,10 @@ class Result:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
             raise BenchError(f"{source} is not valid JSON ({error}): run the bench again") from error
-        if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        if not isinstance(fields, dict) or fields.get("schema") not in _READ_SCHEMAS:
             met = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-            raise BenchError(f"{source} has schema {met!r}, this version reads {SCHEMA}: run the bench again")
+            known = " and ".join(map(str, _READ_SCHEMAS))
+            raise BenchError(f"{source} has schema {met!r}, this version reads {known}: run the bench again")
         fields.pop("summary", None)
         try:
             stages = {name: tuple(samples) for name, samples in fields.pop("latency").items()}
@@ -141,10 +167,14 @@ class Result:
             return Result(
                 **fields,
                 latency=Latency(**stages),
-                accuracy=None if accuracy is None else Accuracy(**accuracy),
+                accuracy=None if accuracy is None else _accuracy(accuracy),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise BenchError(f"{source} is incomplete ({error}): run the bench again") from error
+
+
+def _accuracy(fields: Mapping[str, Any]) -> Accuracy | TopAccuracy:
+    return TopAccuracy(**fields) if "top1" in fields else Accuracy(**fields)
 
 
 def read_result(path: Path) -> Result:

@@ -16,7 +16,8 @@ from typing import Any
 
 import deploy
 from bench.errors import BenchError
-from bench.measure import STAGES, Job, decode_detections
+from bench.measure import STAGES, Job
+from bench.wire import TopClasses, decode_classes, decode_detections
 from deploy.bundle import MANIFEST_NAME, Bundle, sha256_file
 from deploy.runtime import Detections
 from devices import Completed, Device
@@ -28,6 +29,8 @@ _CODE_FILES = (
     "bench/errors.py",
     "bench/machine.py",
     "bench/measure.py",
+    "bench/stages.py",
+    "bench/wire.py",
     "deploy/__init__.py",
     "deploy/bundle.py",
     "deploy/cli.py",
@@ -53,10 +56,17 @@ OnProgress = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a worker reported: its `measurement` record, and the detections of each image if it was asked for them."""
+    """What a worker reported: its `measurement` record and, if it was asked for them, the findings of each image.
+
+    Attributes:
+        measurement: the record.
+        detections: of each image, from a detector's bundle; else empty.
+        classes: of each image, from a classifier's bundle; else empty.
+    """
 
     measurement: Mapping[str, Any]
     detections: tuple[Detections, ...]
+    classes: tuple[TopClasses, ...] = ()
 
 
 class Site:
@@ -180,6 +190,7 @@ def _digest(files: Mapping[str, Path]) -> str:
 def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
     measurement: Mapping[str, Any] | None = None
     detections: list[Detections] = []
+    classes: list[TopClasses] = []
     ended = False
     for line in done.stdout.splitlines():
         if not line.startswith('{"kind"'):
@@ -191,18 +202,20 @@ def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
         if record["kind"] == "measurement":
             _check_measurement(record, where)
             measurement = record
-        elif record["kind"] == "detections":
-            try:
+        try:
+            if record["kind"] == "detections":
                 detections.append(decode_detections(record))
-            except BenchError as error:
-                raise BenchError(f"{where}{error}") from error
+            elif record["kind"] == "classes":
+                classes.append(decode_classes(record))
+        except BenchError as error:
+            raise BenchError(f"{where}{error}") from error
         ended = record["kind"] == "end"
-    if measurement is None or not ended or len(detections) != expected_images:
+    found = len(detections) + len(classes)
+    if measurement is None or not ended or found != expected_images:
         raise BenchError(
-            f"{where}the worker reported {len(detections)} of {expected_images} images and then stopped: "
-            "run the bench again"
+            f"{where}the worker reported {found} of {expected_images} images and then stopped: run the bench again"
         )
-    return Measured(measurement, tuple(detections))
+    return Measured(measurement, tuple(detections), tuple(classes))
 
 
 def _check_measurement(record: Mapping[str, Any], where: str) -> None:

@@ -8,12 +8,15 @@ import os
 import shlex
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from bench.detections_file import DetectionsFile, read_detections
+from bench.class_samples import draw_mistakes
+from bench.classes_file import read_classes
+from bench.detections_file import read_detections
 from bench.errors import BenchError
-from bench.records import DETECTIONS_NAME, RESULT_NAME, read_result
+from bench.records import CLASSES_NAME, DETECTIONS_NAME, RESULT_NAME, read_result
 from bench.report_page import render_page
 from bench.rows import Row, in_order, json_row, labels, result_row, text_table
 from bench.samples import draw_samples
@@ -21,6 +24,8 @@ from deploy.cli import log, run_command
 
 RUNS = Path("runs/bench")
 REPORT_NAME = "report.html"
+
+File = TypeVar("File")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,12 +67,13 @@ def write_report(rows: Sequence[Row], out: Path) -> Path:
         `out`.
 
     Raises:
-        BenchError: `out` exists, or a detections file beside a result cannot be read.
+        BenchError: `out` exists, or a file of findings beside a result cannot be read.
     """
     if out.exists():
         raise BenchError(f"{out} already exists: choose another --out or remove it")
-    samples, notes = draw_samples(_detections(rows))
-    page = render_page(rows, samples, notes)
+    samples, notes = draw_samples(_findings(rows, DETECTIONS_NAME, read_detections))
+    mistakes, more = draw_mistakes(_findings(rows, CLASSES_NAME, read_classes))
+    page = render_page(rows, samples, [*notes, *more], mistakes)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
@@ -151,14 +157,14 @@ def _unfinished(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _detections(rows: Sequence[Row]) -> list[tuple[str, DetectionsFile]]:
-    """Detections of every bundle once, from the first device that ran it."""
+def _findings(rows: Sequence[Row], file_name: str, read: Callable[[Path], File]) -> list[tuple[str, File]]:
+    """What every bundle found, once, from the first device that ran it."""
     first: dict[str, Row] = {}
     for row in rows:
-        if (row.folder / DETECTIONS_NAME).is_file():
+        if (row.folder / file_name).is_file():
             first.setdefault(str(row.result.bundle.get("sha256", row.folder)), row)
     drawn = list(first.values())
-    files = (read_detections(row.folder / DETECTIONS_NAME) for row in drawn)
+    files = (read(row.folder / file_name) for row in drawn)
     return list(zip(labels(drawn), files, strict=True))
 
 

@@ -23,8 +23,11 @@ def result_notes(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         One sentence or two each, no two alike.
     """
     notes: list[str] = []
-    if len({row.result.accuracy.dataset_sha256 for row in rows if row.result.accuracy}) > 1:
-        notes.append("The bundles were scored on different images: their mAP values do not compare.")
+    for metric in dict.fromkeys(row.metric for row in rows):
+        named = "mAP" if metric == "mAP50-95" else metric
+        scored = [row.result.accuracy for row in rows if row.metric == metric]
+        if len({accuracy.dataset_sha256 for accuracy in scored if accuracy}) > 1:
+            notes.append(f"The bundles were scored on different images: their {named} values do not compare.")
     for device in dict.fromkeys(row.device for row in rows):
         notes += [f"{device}: {note}" for note in _device_notes([row for row in rows if row.device == device])]
     about: dict[str, list[str]] = {}
@@ -48,7 +51,7 @@ def _row_notes(row: Row) -> list[str]:
         notes.append(f"only {samples}: p99 is little more than the slowest one.")
     if row.p99_s > _TAIL_FACTOR * row.p50_s:
         notes.append(f"p99 is {row.p99_s / row.p50_s:.1f} times p50: something else may have run on the machine.")
-    if row.map50_95 is None:
+    if row.accuracy is None:
         notes.append("not scored, no labelled data was given.")
     return notes
 

@@ -7,24 +7,28 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from bench.class_samples import Mistake, mistake_section
 from bench.plots import Point, accuracy_plot, legend_mark
 from bench.report_assets import SCRIPT, STYLE
 from bench.report_notes import result_notes
 from bench.report_sections import class_section, latency_section, machine_section, run_section, sample_section
-from bench.rows import COLUMNS, Column, Row, Value, figure_text, labels, percent_text
+from bench.rows import COLUMNS, Column, Row, Value, figure_text, labels, percent_text, shown_columns
 from bench.samples import Sample
 
 # Nothing may be fetched, not even by a name in a result that looks like markup.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def render_page(rows: Sequence[Row], samples: Sequence[Sample], notes: Sequence[str]) -> str:
+def render_page(
+    rows: Sequence[Row], samples: Sequence[Sample], notes: Sequence[str], mistakes: Sequence[Mistake] = ()
+) -> str:
     """The whole page.
 
     Args:
         rows: at least one, in the order to show them.
         samples: drawn images, may be empty.
         notes: what could not be shown; added to what the results themselves call for.
+        mistakes: drawn images that classifiers got wrong, may be empty.
 
     Returns:
         HTML text.
@@ -40,6 +44,7 @@ def render_page(rows: Sequence[Row], samples: Sequence[Sample], notes: Sequence[
         latency_section(rows, names),
         class_section(rows, names),
         sample_section(samples),
+        mistake_section(mistakes),
         machine_section(rows),
         run_section(rows, names),
     ]
@@ -82,10 +87,9 @@ def _best_of(rows: Sequence[Row], names: Sequence[str]) -> str:
     # An emulated machine's time is no time, unless there is no other.
     timed = [row for row in rows if not row.emulated] or list(rows)
     cards = []
-    scored = [row for row in rows if row.map50_95 is not None]
-    if scored:
-        row = max(scored, key=lambda row: row.map50_95 or 0.0)
-        cards.append(("most accurate", f"{percent_text(100 * (row.map50_95 or 0.0))} mAP50-95", row))
+    for metric in dict.fromkeys(row.metric for row in rows if row.accuracy is not None):
+        row = max((row for row in rows if row.metric == metric), key=lambda row: row.accuracy or 0.0)
+        cards.append(("most accurate", f"{percent_text(100 * (row.accuracy or 0.0))} {metric}", row))
     row = min(timed, key=lambda row: row.p50_s)
     cards.append(("fastest", f"{figure_text(row.p50_s * 1e3)} ms p50", row))
     row = min(rows, key=lambda row: row.peak_rss_bytes)
@@ -106,14 +110,15 @@ def _notes(notes: Sequence[str]) -> str:
 
 
 def _table_section(rows: Sequence[Row]) -> str:
+    columns = shown_columns(rows)
     headings = "".join(
         f'<th scope="col"{_text_class(column)}><button type="button" title="{escape(column.hint)}">'
         f"{escape(column.title)}</button></th>"
-        for column in COLUMNS
+        for column in columns
     )
     best = {id(row): _best_keys(row, [other for other in rows if other.device == row.device]) for row in rows}
     lines = "".join(
-        f"<tr>{''.join(_cell(column, row, column.key in best[id(row)]) for column in COLUMNS)}</tr>" for row in rows
+        f"<tr>{''.join(_cell(column, row, column.key in best[id(row)]) for column in columns)}</tr>" for row in rows
     )
     return (
         "<section><h2>Figures</h2>"
@@ -145,35 +150,48 @@ def _best_keys(row: Row, others: Sequence[Row]) -> set[str]:
 
 
 def _plot_section(rows: Sequence[Row], names: Sequence[str]) -> str:
+    metrics = dict.fromkeys(row.metric for row in rows if row.accuracy is not None)
+    return "\n".join(_metric_plot(rows, names, metric) for metric in metrics)
+
+
+def _metric_plot(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
     points = [
         Point(
             latency_ms=row.p50_s * 1e3,
-            accuracy=100 * row.map50_95,
+            accuracy=100 * row.accuracy,
             label=name,
             engine=row.engine,
             precision=row.precision,
             device=row.device,
             tip=(
-                f"mAP50-95 {percent_text(100 * row.map50_95)} %, mAP50 {percent_text(100 * (row.map50 or 0.0))} %",
+                _accuracy_text(row),
                 f"p50 {figure_text(row.p50_s * 1e3)} ms, p99 {figure_text(row.p99_s * 1e3)} ms",
                 f"{percent_text(row.peak_rss_bytes / 1e6)} MB peak, {figure_text(row.size_bytes / 1e6)} MB on disk",
                 row.device,
             ),
         )
         for row, name in zip(rows, names, strict=True)
-        if row.map50_95 is not None
+        if row.accuracy is not None and row.metric == metric
     ]
-    if not points:
-        return ""
     kinds = dict.fromkeys((point.engine, point.precision) for point in points)
     legend = "".join(f"<li>{legend_mark(*kind)}{escape(' '.join(kind))}</li>" for kind in kinds)
     plots = (("plot-wide", 1120, 420), ("plot-narrow", 380, 340))
-    drawn = "".join(f'<div class="{name}">{accuracy_plot(points, *size)}</div>' for name, *size in plots)
+    drawn = "".join(
+        f'<div class="{name}">{accuracy_plot(points, width, height, metric)}</div>' for name, width, height in plots
+    )
     return (
         "<section><h2>Accuracy against latency</h2>"
         '<p class="soft">Upper left is best. The dashed line joins the bundles of a device that no other beats in both.'
         f'</p><figure>{drawn}<figcaption><ul class="legend">{legend}</ul></figcaption></figure></section>'
     )
+
+
+def _accuracy_text(row: Row) -> str:
+    if row.top1 is None:
+        return (
+            f"mAP50-95 {percent_text(100 * (row.map50_95 or 0.0))} %, mAP50 {percent_text(100 * (row.map50 or 0.0))} %"
+        )
+    return f"top-1 {percent_text(100 * row.top1)} %, top-5 {percent_text(100 * (row.top5 or 0.0))} %"
 
 
 def _student_name(row: Row) -> str:

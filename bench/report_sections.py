@@ -68,16 +68,22 @@ def _stage_medians(row: Row) -> list[float]:
 
 
 def class_section(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """AP per class, one column per row that was scored; folded away where there are many classes."""
-    scored = [(row.result.accuracy, name) for row, name in zip(rows, names, strict=True) if row.result.accuracy]
-    accuracies = [accuracy for accuracy, _ in scored if accuracy]
-    if not accuracies:
-        return ""
-    classes = list(dict.fromkeys(name for accuracy in accuracies for name in accuracy.per_class))
+    """Accuracy per class, one column per row that was scored, one table per metric; folded where there are many."""
+    metrics = dict.fromkeys(row.metric for row in rows if row.result.accuracy)
+    return "\n".join(_class_table(rows, names, metric) for metric in metrics)
+
+
+def _class_table(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
+    scored = [
+        (row.result.accuracy.per_class, name)
+        for row, name in zip(rows, names, strict=True)
+        if row.result.accuracy and row.metric == metric
+    ]
+    classes = list(dict.fromkeys(name for per_class, _ in scored for name in per_class))
     headings = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for _, name in scored)
     lines = "".join(
         f'<tr><td class="text" data-value="{escape(name, quote=True)}">{escape(name)}</td>'
-        f"{''.join(_ap_cell(accuracy.per_class.get(name)) for accuracy in accuracies)}</tr>"
+        f"{''.join(_ap_cell(per_class.get(name)) for per_class, _ in scored)}</tr>"
         for name in classes
     )
     table = (
@@ -86,9 +92,10 @@ def class_section(rows: Sequence[Row], names: Sequence[str]) -> str:
     )
     if len(classes) > _MANY_CLASSES:
         table = f"<details><summary>{len(classes)} classes</summary>{table}</details>"
+    title, left_out = ("Top-1", "images") if metric == "top-1" else ("AP50-95", "labelled objects")
     return (
-        "<section><h2>AP50-95 per class, %</h2>"
-        f'<p class="soft">Classes without labelled objects are left out.</p>{table}</section>'
+        f"<section><h2>{title} per class, %</h2>"
+        f'<p class="soft">Classes without {left_out} are left out.</p>{table}</section>'
     )
 
 

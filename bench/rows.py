@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.errors import BenchError
-from bench.records import Result
+from bench.records import Accuracy, Result, TopAccuracy
+from bench.result_checks import check_kinds
 from deploy.bundle import ENGINES, PRECISIONS
 
 _ENGINE_ORDER = {engine: place for place, engine in enumerate(ENGINES)}
@@ -30,8 +29,10 @@ class Row:
         precision: "fp32", "fp16" or "int8", as asked of the tool chain.
         pixels: network input, "640" if square, else "height x width".
         threads: of the engine, as asked; None if not recorded.
-        map50_95: 0..1, None where nothing was scored.
+        map50_95: 0..1, of a detector or segmenter; None where nothing was scored.
         map50: 0..1, None where nothing was scored.
+        top1: 0..1, of a classifier; None where nothing was scored.
+        top5: 0..1, of a classifier; None where nothing was scored.
         p50_s: median of preprocess, inference and postprocess together.
         p90_s: 90th percentile of the same.
         p99_s: 99th percentile of the same.
@@ -52,6 +53,8 @@ class Row:
     threads: int | None
     map50_95: float | None
     map50: float | None
+    top1: float | None
+    top5: float | None
     p50_s: float
     p90_s: float
     p99_s: float
@@ -60,6 +63,16 @@ class Row:
     peak_rss_bytes: int
     size_bytes: int
     load_s: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """The main accuracy figure of the bundle's task, 0..1; None where nothing was scored."""
+        return self.map50_95 if self.top1 is None else self.top1
+
+    @property
+    def metric(self) -> str:
+        """What `accuracy` is called."""
+        return "mAP50-95" if self.top1 is None else "top-1"
 
     @property
     def emulated(self) -> bool:
@@ -132,6 +145,22 @@ COLUMNS: tuple[Column, ...] = (
         max,
     ),
     Column(
+        "top1",
+        "top-1 %",
+        "Images whose class is the one named first.",
+        lambda row: _times(100, row.top1),
+        percent_text,
+        max,
+    ),
+    Column(
+        "top5",
+        "top-5 %",
+        "Images whose class is among the five named first.",
+        lambda row: _times(100, row.top5),
+        percent_text,
+        max,
+    ),
+    Column(
         "p50_ms",
         "p50 ms",
         "Median time per image: preprocess, inference and postprocess.",
@@ -184,7 +213,7 @@ def result_row(result: Result, folder: Path) -> Row:
         BenchError: a field that every result has is absent or of another kind.
     """
     try:
-        _check_kinds(result)
+        check_kinds(result)
         summary = result.summary()
         height, width = result.bundle["imgsz"]
         threads = result.protocol.get("threads")
@@ -197,8 +226,7 @@ def result_row(result: Result, folder: Path) -> Row:
             precision=str(result.bundle["precision"]),
             pixels=f"{height}" if height == width else f"{height}x{width}",
             threads=None if threads is None else int(threads),
-            map50_95=None if result.accuracy is None else float(result.accuracy.map50_95),
-            map50=None if result.accuracy is None else float(result.accuracy.map50),
+            **_accuracies(result.accuracy),
             p50_s=summary["total_s"]["p50"],
             p90_s=summary["total_s"]["p90"],
             p99_s=summary["total_s"]["p99"],
@@ -214,53 +242,19 @@ def result_row(result: Result, folder: Path) -> Row:
         ) from error
 
 
-def _check_kinds(result: Result) -> None:
-    """Refuse a result whose fields are of a kind that no bench wrote, before any of them is used."""
-    for name in ("bundle", "machine", "protocol", "executed", "tools"):
-        if not isinstance(getattr(result, name), Mapping):
-            raise TypeError(f"{name} is {type(getattr(result, name)).__name__}, expected names and values")
-    if not isinstance(result.created, str):
-        raise TypeError(f"created is {result.created!r}, expected a time")
-    total = result.latency.total_s()
-    if not total or not all(0 < seconds < math.inf for seconds in (*total, float(result.first_inference_s))):
-        raise ValueError("latency samples are missing or not positive numbers")
-    for name, figure in (
-        ("load_s", result.load_s),
-        ("peak_rss_bytes", result.peak_rss_bytes),
-        ("size_bytes", result.bundle["size_bytes"]),
-    ):
-        if not 0 < figure < math.inf:
-            raise ValueError(f"{name} is {figure!r}, expected a positive number")
-    _check_machine(result.machine)
-    if result.accuracy is not None:
-        for name in ("dataset", "dataset_sha256"):
-            _expect(f"accuracy.{name}", getattr(result.accuracy, name), str)
-        figures = [result.accuracy.map50_95, result.accuracy.map50, *result.accuracy.per_class.values()]
-        if not all(0.0 <= figure <= 1.0 for figure in figures):
-            raise ValueError("an accuracy is not within 0..1")
+def _accuracies(accuracy: Accuracy | TopAccuracy | None) -> dict[str, float | None]:
+    names = ("map50_95", "map50", "top1", "top5")
+    return {name: float(value) if (value := getattr(accuracy, name, None)) is not None else None for name in names}
 
 
-def _check_machine(machine: Mapping[str, Any]) -> None:
-    """Refuse facts that the report reads by name and that are not as `bench.machine` writes them."""
-    _expect("machine.emulated", machine.get("emulated"), bool, type(None))
-    states = [("machine", machine)]
-    for when in ("before", "after"):
-        _expect(f"machine.{when}", machine.get(when), Mapping, type(None))
-        states.append((f"machine.{when}", machine.get(when) or {}))
-    for where, state in states:
-        load, throttled = state.get("load_average"), state.get("throttled")
-        _expect(f"{where}.load_average", load, list, tuple, type(None))
-        for value in load or ():
-            _expect(f"{where}.load_average", value, int, float)
-        _expect(f"{where}.throttled", throttled, Mapping, type(None))
-        for key in ("now", "occurred"):
-            _expect(f"{where}.throttled.{key}", (throttled or {}).get(key), list, tuple, type(None))
-
-
-def _expect(name: str, value: object, *kinds: type) -> None:
-    if not isinstance(value, kinds):
-        expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise TypeError(f"{name} is {value!r:.60}, expected {expected}")
+def shown_columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns of a table: a metric that only bundles of another task have is left out."""
+    classified = any(row.top1 is not None for row in rows)
+    detected = any(row.map50_95 is not None for row in rows)
+    absent = set() if classified else {"top1", "top5"}
+    if classified and not detected:
+        absent = {"map50_95", "map50"}
+    return [column for column in COLUMNS if column.key not in absent]
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
@@ -279,9 +273,10 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 def text_table(rows: Sequence[Row]) -> str:
     """The table as aligned text, one line per row under a heading; figures to the right."""
-    lines = [[column.title for column in COLUMNS]]
-    lines += [[column.text(column.value(row)) for column in COLUMNS] for row in rows]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(COLUMNS))]
+    columns = shown_columns(rows)
+    lines = [[column.title for column in columns]]
+    lines += [[column.text(column.value(row)) for column in columns] for row in rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     written = []
     for line in lines:
         cells = [

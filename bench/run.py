@@ -18,25 +18,21 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy import score
-from bench.detections_file import write_detections
 from bench.errors import BenchError
 from bench.inputs import RUNS, MeasuredImages, bundle_data, load_images, newest_bundles
 from bench.progress import ProgressLine
-from bench.records import DETECTIONS_NAME, RESULT_NAME, Accuracy, Latency, Result
-from bench.remote import Measured, Site
+from bench.records import RESULT_NAME
+from bench.remote import Site
 from bench.report import default_out, load_rows, write_report
+from bench.results import in_short, make_result, write_findings
 from bench.rows import Row, json_row, text_table
 from deploy.bundle import Bundle
 from deploy.cli import log, one_line, run_command, unused_path, whole_folder
 from deploy.errors import DeployError
 from devices import LOCAL, DeviceError, open_device
-
-_OPENCV_NOTE = "resized by OpenCV, which is installed here and counts in the memory; where it is not, Pillow resizes."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--bundle", nargs="+", action="extend", type=Path, metavar="DIR",
         help="bundles to measure (default: the newest student's, below runs/)")  # fmt: skip
     add("--data", type=Path, metavar="DATA.YAML",
-        help="data set whose validation images are used, or a folder of images, to be timed only "
-        "(default: the one the student was trained with)")  # fmt: skip
+        help="data set whose validation images are used: a data.yaml or, for classifiers, the root of an image-folder "
+        "data set; or a folder of images, to be timed only (default: what the student was trained with)")  # fmt: skip
     add("--device", default=LOCAL, metavar="NAME",
         help="a name from devices.toml, user@host or an ssh alias (default: this machine)")  # fmt: skip
     add("--threads", type=_positive, metavar="N", help="threads of one inference (default: all cores of the device)")
@@ -129,26 +125,23 @@ class _Run:
             "warmup": self._arguments.warmup,
             "samples": self._arguments.samples,
             "min_seconds": self._arguments.min_seconds,
-            "accuracy": images.truths is not None and not self._arguments.no_accuracy,
+            "accuracy": images.labelled and not self._arguments.no_accuracy,
         }
         try:
             try:
                 measured = site.measure(bundle, images.paths, job, progress.show)
             finally:
                 progress.clear()
-            result = _result(site.device.name, bundle, images, measured, self._command)
+            result = make_result(site.device.name, bundle, images, measured, self._command)
             folder = unused_path(out / f"{_file_name(name)}@{_file_name(site.device.name)}")
             with whole_folder(folder) as partial:
                 (partial / RESULT_NAME).write_text(result.to_json(), encoding="utf-8")
-                if measured.detections:
-                    write_detections(
-                        partial / DETECTIONS_NAME, images.paths, measured.detections, images.truths, images.class_names
-                    )
+                write_findings(partial, bundle, images, measured)
         except (DeployError, BenchError, DeviceError) as error:
             self._fail(bundle.path, error)
         else:
             self._finished.append(folder)
-            log(f"{name} on {site.device.name}: {_in_short(result)}")
+            log(f"{name} on {site.device.name}: {in_short(result)}")
 
     def _fail(self, path: Path, error: Exception) -> None:
         self._failures[str(path)] = one_line(error)
@@ -181,63 +174,6 @@ class _Run:
         if self._arguments.device == LOCAL:
             return "python bench/run.py --device user@host"
         return f"python -m deploy.detect --bundle {shlex.quote(str(row.result.bundle['path']))} image.jpg"
-
-
-def _result(device: str, bundle: Bundle, images: MeasuredImages, measured: Measured, command: str) -> Result:
-    record, manifest = measured.measurement, bundle.manifest
-    return Result(
-        bundle={
-            "name": bundle.path.resolve().name,
-            "path": str(bundle.path.resolve()),
-            "sha256": bundle.sha256,
-            "engine": manifest.engine,
-            "precision": manifest.precision,
-            "imgsz": [manifest.input.height, manifest.input.width],
-            "size_bytes": bundle.size_bytes,
-            "student": dict(manifest.student),
-        },
-        device=device,
-        machine=record["machine"],
-        protocol={
-            **record["protocol"],
-            "data": {"name": images.name, "sha256": images.sha256, "images": len(images.paths)},
-            "command": command,
-            "notes": [_OPENCV_NOTE] if "opencv" in record["tools"] else [],
-        },
-        load_s=record["load_s"],
-        first_inference_s=record["first_inference_s"],
-        latency=Latency(**{name: tuple(samples) for name, samples in record["latency"].items()}),
-        peak_rss_bytes=record["peak_rss_bytes"],
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        accuracy=_accuracy(images, measured, manifest.class_names) if measured.detections else None,
-        executed=record["executed"],
-        tools=record["tools"],
-    )
-
-
-def _accuracy(images: MeasuredImages, measured: Measured, class_names: Sequence[str]) -> Accuracy:
-    assert images.truths is not None
-    scores = score(measured.detections, images.truths, len(class_names))
-    return Accuracy(
-        map50_95=scores.map50_95,
-        map50=scores.map50,
-        per_class={
-            name: float(ap)
-            for name, ap in zip(class_names, scores.per_class_ap, strict=True)
-            if ap == ap  # not nan
-        },
-        images=scores.images,
-        dataset=images.name,
-        dataset_sha256=images.sha256,
-    )
-
-
-def _in_short(result: Result) -> str:
-    p50_ms = result.summary()["total_s"]["p50"] * 1e3
-    parts = [f"p50 {p50_ms:.1f} ms", f"{result.latency.fps:.1f} FPS", f"{result.peak_rss_bytes / 1e6:.0f} MB"]
-    if result.accuracy is not None:
-        parts.append(f"mAP50-95 {100 * result.accuracy.map50_95:.1f}")
-    return ", ".join(parts)
 
 
 def _student_name(bundle: Bundle) -> str:

@@ -126,6 +126,11 @@ def outcome(detections: ImageDetections, truth: ImageTruth) -> Outcome:
     return Outcome(right, len(shown.scores) - right, len(truth.class_ids) - right)
 
 
+def small_jpeg(image: NDArray[np.uint8]) -> tuple[str, int, int]:
+    """A small JPEG of an image as a data URI, its width and its height in pixels."""
+    return _jpeg(_shrink(image)[0])
+
+
 def _ranking(files: Sequence[tuple[str, DetectionsFile]]) -> list[tuple[int, str]]:
     """Every image once, the most telling first: worst, most disagreed on, typical, best, worst again and so on."""
     truths = files[0][1].truths

@@ -61,7 +61,7 @@ def test_percentiles_interpolate_between_neighbours(samples: list[float]) -> Non
     [
         (lambda text: text[:-20], "not valid JSON"),
         (lambda text: "[]", "schema 'list'"),
-        (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2, this version reads 1"),
+        (lambda text: text.replace('"schema": 2', '"schema": 3'), "schema 3, this version reads 1 and 2"),
         (lambda text: text.replace('"load_s"', '"lod_s"'), "incomplete"),
         (lambda text: text.replace('"inference_s": [\n   0.01', '"x": [\n   0.01'), "incomplete"),
         (lambda text: text.replace('"accuracy": {', '"accuracy": {"more": 1,'), "incomplete"),

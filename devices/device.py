@@ -75,6 +75,8 @@ class Device(Protocol):
     def push(self, files: Mapping[str, Path], folder: str) -> str:
         """Copy files there, all or nothing; a folder that is there already is left as it is.
 
+        The folders beside it are a cache of which the newest stay, see `devices.transfer.prune`.
+
         Args:
             files: relative name in the folder (with `/`) to the file here.
             folder: relative to `workdir`; named by content, so that a folder once pushed never changes.

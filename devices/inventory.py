@@ -139,6 +139,8 @@ def _entry(name: str, table: Any, source: Path) -> Entry:
     for key in ("python", "workdir", "ssh_config"):
         if not table.get(key, "any").strip():
             raise InventoryError(f"{where} has {key} = {table[key]!r}, expected a path: leave it out for the default")
+    if not table.get("workdir", "/").startswith(("/", "~/")):
+        raise InventoryError(f"{where} has workdir = {table['workdir']!r}, expected ~/NAME or an absolute path")
     if table.get("threads", 1) < 1:
         raise InventoryError(f"{where} has threads = {table['threads']}, expected at least 1")
     if not all(isinstance(tag, str) for tag in table.get("tags", [])):

@@ -13,7 +13,7 @@ from devices.device import Completed
 from devices.errors import TransferError
 from devices.probe import facts
 from devices.process import run_process
-from devices.transfer import BrokenTransferError, files_below, read_files, write_files
+from devices.transfer import BrokenTransferError, files_below, prune, read_files, write_files
 
 LOCAL = "local"
 
@@ -59,8 +59,11 @@ class LocalDevice:
     def push(self, files: Mapping[str, Path], folder: str) -> str:
         """Copy files below `workdir`; see `devices.Device.push`."""
         target = self._workdir / folder
-        if not target.is_dir():
+        if target.is_dir():
+            os.utime(target)
+        else:
             _copy(files, target)
+            prune(target)
         return str(target)
 
     def pull(self, folder: str, destination: Path) -> None:

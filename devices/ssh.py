@@ -8,9 +8,6 @@ import io
 import json
 import re
 import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,24 +18,13 @@ from devices import probe, transfer
 from devices.device import Completed
 from devices.errors import ConnectionFailedError, DeviceError, TransferError
 from devices.facts import reported_facts
+from devices.multiplex import SharedConnection
 from devices.process import Feed, Output, run_process
 from devices.programs import program_argv, program_stdin
 
 DEFAULT_PYTHON = "python3"
 DEFAULT_WORKDIR = "~/.cache/edge-distill"
 
-_OPTIONS = {
-    "BatchMode": "yes",  # never a prompt
-    "ConnectTimeout": "10",
-    "ServerAliveInterval": "5",
-    "ServerAliveCountMax": "3",
-    "ControlMaster": "auto",  # one login for many commands: 7 ms instead of 200 ms each
-    "ControlPersist": "60",
-    # What a configuration has for sitting at the machine would get in the way of a batch run.
-    "ClearAllForwardings": "yes",
-    "RemoteCommand": "none",
-    "LogLevel": "ERROR",
-}
 _SSH_FAILED = 255
 _QUICK_S = 60.0
 _TRANSFER_SILENCE_S = 3600.0
@@ -46,6 +32,9 @@ _TRANSFER_SILENCE_S = 3600.0
 # What OpenSSH itself refuses since 9.6 (CVE-2023-51385), plus what would be taken for an option or split.
 _UNSAFE_HOST = re.compile(r"^-|[\s\x00-\x1f\x7f'\"`$\\;&<>|(){}*?!#]|^$")
 
+_OF_SSH = re.compile(
+    r"ssh[:_]|kex_|client_loop|mux_|Connection |Timeout|Host key|Bad |command-line|.*(Permission denied|host key)", re.I
+)
 _ADVICE = (
     ("host key verification failed", "connect once by hand and check its key: ssh {host}"),
     ("identification has changed", "connect once by hand and check its key: ssh {host}"),
@@ -92,9 +81,9 @@ class SshDevice:
         self._host = host
         self._given_python = python
         self._given_workdir = workdir
-        self._ssh_config = ssh_config
         self._if_unknown = if_unknown
-        self._control_folder: Path | None = None
+        self._connection = SharedConnection(host, ssh_config)
+        self._was_connected = False
 
     @cached_property
     def python(self) -> tuple[str, ...]:
@@ -131,6 +120,8 @@ class SshDevice:
         """Copy files below `workdir` there; see `devices.Device.push`."""
         target = f"{self.workdir}/{folder}"
         if self.run(["test", "-d", target], timeout_s=_QUICK_S).returncode == 0:
+            # For `transfer.prune`; on a disk that cannot be written to, nothing is removed either.
+            self.run(["touch", "-c", "--", target], timeout_s=_QUICK_S)
             return target
         broken: list[str] = []
 
@@ -171,11 +162,7 @@ class SshDevice:
 
     def close(self) -> None:
         """End the shared connection, if there is one."""
-        if self._control_folder is None:
-            return
-        self._control("exit")
-        shutil.rmtree(self._control_folder, ignore_errors=True)
-        self._control_folder = None
+        self._connection.close()
 
     @cached_property
     def _home(self) -> str:
@@ -215,40 +202,29 @@ class SshDevice:
         on_stderr: Callable[[str], None] | None = None,
         shown: str | None = None,
     ) -> Output:
-        argv = [*self._ssh_argv(), "--", self._host, command]
+        argv = [*self._connection.argv(), command]
         output = run_process(argv, timeout_s=timeout_s, feed=feed, hold_stdin=hold_stdin, on_stderr=on_stderr)
         # The same code means a command there that exited with it or was killed: then the connection still stands.
-        if output.returncode == _SSH_FAILED and self._control("check") != 0:
+        if output.returncode < 0 or (output.returncode == _SSH_FAILED and not self._connection.stands()):
             raise self._failure(shown or command, output)
+        self._was_connected = True
         return output
 
-    def _ssh_argv(self) -> list[str]:
-        if self._control_folder is None:
-            # Not the user's temporary folder: the path of a socket may have only about 100 characters.
-            self._control_folder = Path(tempfile.mkdtemp(prefix="edge-distill-", dir="/tmp"))
-        options = {**_OPTIONS, "ControlPath": f"{self._control_folder}/%C"}
-        config = [] if self._ssh_config is None else ["-F", str(self._ssh_config)]
-        return ["ssh", "-T", *config, *(word for pair in options.items() for word in ("-o", "=".join(pair)))]
-
-    def _control(self, request: str) -> int:
-        """Ask the shared connection: 0 for yes, or done."""
-        argv = [*self._ssh_argv(), "-O", request, "--", self._host]
-        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
-
     def _failure(self, command: str, output: Output) -> ConnectionFailedError:
-        said = _ssh_words(output.stderr)
+        said = _ssh_words(output.stderr, self._was_connected)
         advice = next(advice for words, advice in _ADVICE if words in said.lower())
         shown = command if len(command) <= 80 else command[:80] + "…"
         return ConnectionFailedError(
-            f"{self.name}: ssh to {self._host} failed (exit code {_SSH_FAILED}, running {shown}): "
+            f"{self.name}: ssh to {self._host} failed (exit code {output.returncode}, running {shown}): "
             f"{said or 'the link was lost'}: {advice.format(host=self._host, if_unknown=self._if_unknown)}"
         )
 
 
-def _ssh_words(stderr: str) -> str:
+def _ssh_words(stderr: str, was_connected: bool) -> str:
     """What ssh said, without the frame of @ around its warnings, on one line of at most some 300 characters."""
     lines = [line.strip(" @") for line in stderr.splitlines()]
-    said = " / ".join(line for line in lines if line)
+    # Once a connection stood, most of it is what the command wrote before the link was lost.
+    said = " / ".join(line for line in lines if line and (not was_connected or _OF_SSH.match(line)))
     return said if len(said) <= 300 else "… " + said[-300:]
 
 

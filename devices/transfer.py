@@ -4,6 +4,8 @@ Both ends run this file. It is sent to a device as text, for a Python there that
 uses the standard library alone.
 
 A set is one line of JSON (name, size and SHA-256 of every file) and then the bytes of the files in that order.
+
+Sets are cached in folders that are named by their content. Of each kind the newest and whatever was used of late stay.
 """
 
 from __future__ import annotations
@@ -12,15 +14,21 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 MAGIC = b"edge-distill files 1\n"
 _CHUNK_BYTES = 1 << 20
+KEPT_SETS = 8
+KEPT_S = 86400.0  # another host may be using what it looked for a while ago
+_CACHED = re.compile(r"[0-9a-f]{32}(\.partial-(?P<pid>\d+)-[0-9a-f]{8})?")
 
 
 class BrokenTransferError(Exception):
@@ -72,8 +80,7 @@ def read_files(stream: IO[bytes], folder: Path) -> None:
     listing = _listing(header)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
-    # The process id lets a later run tell an abandoned folder from one that is being filled.
-    partial = folder.parent / f"{folder.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    partial = _partial(folder)
     try:
         partial.mkdir()
         for name, size, expected in listing:
@@ -82,6 +89,35 @@ def read_files(stream: IO[bytes], folder: Path) -> None:
         _rename_unless_there(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def prune(folder: Path) -> None:
+    """Remove the sets beside `folder` that were not used for a day, but for the newest `KEPT_SETS`.
+
+    Only folders whose name is 32 hexadecimal digits are ever removed, as no other is known to be a cache, and what is
+    left of copies that died. A clock that jumps changes the order in which they go, never that `folder` stays.
+
+    Args:
+        folder: the set that has just been pushed or used.
+    """
+    now = time.time()
+    used: list[tuple[float, Path]] = []
+    for path in folder.parent.iterdir():
+        named = _CACHED.fullmatch(path.name)
+        if named is None or path == folder or path.is_symlink():
+            continue
+        with suppress(FileNotFoundError):  # another host was faster
+            used_at = path.stat().st_mtime
+            if named["pid"] is None:
+                used.append((used_at, path))
+            elif not _is_alive(named["pid"]) or now - used_at > KEPT_S:
+                shutil.rmtree(path, ignore_errors=True)
+    for used_at, path in sorted(used, reverse=True)[KEPT_SETS - 1 :]:
+        if now - used_at > KEPT_S:
+            with suppress(OSError):
+                # Renamed first: what is left of a removal that is cut short must not pass for a whole set.
+                going = path.rename(_partial(path))
+                shutil.rmtree(going, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -96,6 +132,11 @@ def sha256(path: Path) -> str:
 def files_below(folder: Path) -> dict[str, Path]:
     """Relative name (with `/`) to path of every file below `folder`."""
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def _partial(folder: Path) -> Path:
+    """A name for what is not whole; the process id lets a later run tell an abandoned folder from one in the making."""
+    return folder.with_name(f"{folder.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
 def _listing(header: bytes) -> list[tuple[str, int, str]]:
@@ -177,6 +218,7 @@ def main() -> None:
     try:
         if request["do"] == "receive":
             read_files(sys.stdin.buffer, folder)
+            prune(folder)
         elif folder.is_dir():
             write_files(sys.stdout.buffer, files_below(folder))
         else:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from pathlib import Path
 from devices import SshDevice
 device = SshDevice("far", sys.argv[1], python=sys.executable, ssh_config=Path(sys.argv[2]))
 def ready(line):
-    print(line, device._control_folder, flush=True)
+    print(line, device._connection.folder, flush=True)
 try:
     device.run([*device.python, "-c", sys.argv[3], sys.argv[4]], timeout_s=60, hold_stdin=True, on_stderr=ready)
 except KeyboardInterrupt:
@@ -37,21 +35,8 @@ finally:
 """
 
 MakeDevice = Callable[..., SshDevice]
-
-
-@pytest.fixture
-def far(sshd: Any, tmp_path: Path) -> Iterator[MakeDevice]:
-    """Makes a device behind the loopback sshd; keyword arguments change its SSH configuration or its Python."""
-    made: list[SshDevice] = []
-
-    def make(python: str = sys.executable, **changed: str) -> SshDevice:
-        config = sshd.config(tmp_path / f"config-{len(made)}", **changed)
-        made.append(SshDevice("far", sshd.host, python=python, workdir=str(tmp_path / "work"), ssh_config=config))
-        return made[-1]
-
-    yield make
-    for device in made:
-        device.close()
+Wrapper = Callable[[Path, str], str]
+Running = Callable[[str], list[int]]
 
 
 def test_a_changed_host_key_is_refused_with_ssh_s_own_words(far: MakeDevice, sshd: Any, tmp_path: Path) -> None:
@@ -110,10 +95,10 @@ def test_a_missing_python_is_named(far: MakeDevice) -> None:
         far(python="/no/such python").facts()
 
 
-def test_a_python_whose_path_has_spaces_and_quotes_runs(far: MakeDevice, tmp_path: Path) -> None:
+def test_a_python_whose_path_has_spaces_and_quotes_runs(far: MakeDevice, tmp_path: Path, wrapper: Wrapper) -> None:
     folder = tmp_path / "my 'venv' $(touch evaluated)"
     folder.mkdir()
-    assert far(python=_wrapper(folder / "py thon", "")).facts()["python"].startswith("3.")
+    assert far(python=wrapper(folder / "py thon", "")).facts()["python"].startswith("3.")
 
 
 def test_a_home_relative_python_is_resolved_there(far: MakeDevice) -> None:
@@ -122,16 +107,18 @@ def test_a_home_relative_python_is_resolved_there(far: MakeDevice) -> None:
     assert device.python == (f"{home}/bin/it's python",)
 
 
-def test_a_python_that_chatters_first_is_understood(far: MakeDevice, tmp_path: Path) -> None:
-    device = far(python=_wrapper(tmp_path / "python", "echo 'Welcome to $HOME'; echo {not json"))
+def test_a_python_that_chatters_first_is_understood(far: MakeDevice, tmp_path: Path, wrapper: Wrapper) -> None:
+    device = far(python=wrapper(tmp_path / "python", "echo 'Welcome to $HOME'; echo {not json"))
     assert device.facts()["python"].startswith("3.")
     (tmp_path / "a").write_bytes(b"a")
     device.pull(device.push({"a": tmp_path / "a"}, "x"), tmp_path / "back")
     assert (tmp_path / "back" / "a").read_bytes() == b"a"
 
 
-def test_a_full_disk_there_is_reported_and_nothing_half_copied_stays(far: MakeDevice, tmp_path: Path) -> None:
-    device = far(python=_wrapper(tmp_path / "python", "ulimit -f 100"))
+def test_a_full_disk_there_is_reported_and_nothing_half_copied_stays(
+    far: MakeDevice, tmp_path: Path, wrapper: Wrapper
+) -> None:
+    device = far(python=wrapper(tmp_path / "python", "ulimit -f 100"))
     (tmp_path / "small").write_bytes(b"x" * 1000)
     (tmp_path / "big").write_bytes(b"x" * 10_000_000)
     with pytest.raises(TransferError, match=r"far: cannot push 10\.0 MB to .*/work/data/1: .*File too large"):
@@ -163,7 +150,7 @@ def test_a_link_lost_in_the_middle_of_a_command_is_reported(far: MakeDevice) -> 
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nothing_runs_on_there_once_this_side_has_gone(sshd: Any, how: signal.Signals) -> None:
+def test_nothing_runs_on_there_once_this_side_has_gone(sshd: Any, how: signal.Signals, running: Running) -> None:
     token = f"edge-distill-test-{os.getpid()}-{how}"
     argv = [sys.executable, "-c", HOST, sshd.host, str(sshd.ssh_config), WATCHER, token]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -171,33 +158,28 @@ def test_nothing_runs_on_there_once_this_side_has_gone(sshd: Any, how: signal.Si
         assert host.stdout is not None
         word, _, control_folder = host.stdout.readline().split()
         assert word == "ready"
-        assert len(_running(token)) >= 2  # this side and that
+        assert len(running(token)) >= 2  # this side and that
         host.send_signal(how)
         assert host.wait(30) == (130 if how == signal.SIGINT else -how)
     deadline = time.monotonic() + 20
-    while _running(token) and time.monotonic() < deadline:
+    while running(token) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert _running(token) == []
-    if how == signal.SIGINT:
-        assert not Path(control_folder).exists()
-    else:  # an abandoned shared connection ends by itself after a minute; the test does not wait for that
-        subprocess.run(
-            ["ssh", "-F", sshd.ssh_config, "-o", f"ControlPath={control_folder}/%C", "-O", "exit", sshd.host],
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-        shutil.rmtree(control_folder)
+    assert running(token) == []
+    while (running(control_folder) or Path(control_folder).exists()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running(control_folder) == []
+    assert not Path(control_folder).exists()
 
 
-def test_the_shared_connection_is_private_and_gone_after_close(far: MakeDevice) -> None:
+def test_the_shared_connection_is_private_and_gone_after_close(far: MakeDevice, running: Running) -> None:
     device = far()
     device.facts()
-    folder = device._control_folder
+    folder = device._connection.folder
     assert folder is not None
     assert folder.stat().st_mode & 0o777 == 0o700
     device.close()
     assert not folder.exists()
-    assert _running(str(folder)) == []
+    assert running(str(folder)) == []
 
 
 def test_facts_survive_json(far: MakeDevice) -> None:
@@ -211,23 +193,3 @@ def _failure(device: SshDevice) -> str:
     message = str(raised.value)
     assert "\n" not in message
     return message
-
-
-def _wrapper(path: Path, first: str) -> str:
-    path.write_text(f'#!/bin/sh\n{first}\nexec {shlex.quote(sys.executable)} "$@"\n')
-    path.chmod(0o755)
-    return str(path)
-
-
-def _running(token: str) -> list[str]:
-    """Command lines of living processes that hold `token`."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            try:
-                words = (folder / "cmdline").read_bytes().decode("utf-8", "replace")
-            except OSError:
-                continue
-            if token in words:
-                found.append(words)
-    return found

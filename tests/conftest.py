@@ -19,6 +19,7 @@ import pytest
 # Before ultralytics is imported anywhere: it must neither install packages nor write into the user's settings.
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("EDGE_DISTILL_CACHE", "off")  # nor into the user's cache of opened models
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -48,7 +48,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         ),
         "memory_arena": Option(True, _BOOL, help="keep the memory of one inference for the next"),
         "allow_spinning": Option(True, _BOOL, help="threads wait for work in a busy loop: faster, and warmer"),
-        "model_cache": Option(False, _BOOL, help="keep the optimised graph on disk for the next load"),
+        "model_cache": Option(True, _BOOL, help="keep the optimised graph on disk for the next load"),
     },
     "openvino": {
         "hint": Option("latency", ("latency", "throughput"), help="what OpenVINO tunes itself for"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from deploy.bundle import Bundle
 from deploy.errors import EngineError
 from deploy.runtime.engine import not_installed
+from deploy.runtime.model_cache import ModelCache
 from deploy.runtime.options import Options
 from deploy.runtime.tensors import (
     RawTensor,
@@ -28,6 +30,7 @@ _OPTIMIZATION = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+_REFUSALS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotImplemented")
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -45,16 +48,15 @@ class OnnxEngine:
             from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
         except ImportError as error:
             raise not_installed(bundle, "onnxruntime", error) from error
-        settings = _session_options(onnxruntime, threads, options)
-        refused = tuple(
-            getattr(ort_errors, name)
-            for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
+        cache = _cache(bundle, str(onnxruntime.__version__), options)
+        # What ONNX Runtime raises has no common root but Exception; these are what a model can make it raise.
+        refused = (
+            *(getattr(ort_errors, name) for name in _REFUSALS if hasattr(ort_errors, name)),
+            RuntimeError,
         )
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(bundle.model_path), settings, providers=["CPUExecutionProvider"]
-            )
-        except (*refused, RuntimeError) as error:
+            self._session = _open_session(onnxruntime, bundle.model_path, cache, threads, options, refused)
+        except refused as error:
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.model_path}: {error}") from error
         outputs = self._session.get_outputs()
         check_tensors(
@@ -76,6 +78,7 @@ class OnnxEngine:
             "provider": self._session.get_providers()[0],
             "precision_asked": bundle.manifest.precision,
             "options": dict(options),
+            "model_cache": cache.state if cache else "off",
         }
 
     def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
@@ -124,6 +127,48 @@ class OnnxEngine:
     def _bind_input(self) -> None:
         # The attribute keeps alive what the session reads.
         self._binding.bind_ortvalue_input(self._input_spec.name, self._ort_value.ortvalue_from_numpy(self._input))
+
+
+def _cache(bundle: Bundle, version: str, options: Options) -> ModelCache | None:
+    """Where the optimised graph is kept; nowhere if there is nothing to optimise."""
+    if not options["model_cache"] or options["graph_optimization"] == "disable":
+        return None
+    parts = {"library": "onnxruntime", "version": version, "optimization": options["graph_optimization"]}
+    cache = ModelCache(bundle, ".onnx", parts)
+    return cache if cache.enabled else None
+
+
+def _open_session(
+    onnxruntime: Any,
+    model: Path,
+    cache: ModelCache | None,
+    threads: int,
+    options: Options,
+    refused: tuple[type[Exception], ...],
+) -> Any:
+    """A session on the optimised graph of last time, or on the model, whose optimised graph is kept."""
+    providers = ["CPUExecutionProvider"]
+    settings = _session_options(onnxruntime, threads, options)
+    kept = cache.find() if cache else None
+    if cache and kept:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
+        try:
+            return onnxruntime.InferenceSession(str(kept), settings, providers=providers)
+        except refused:
+            cache.discard(kept)
+            settings = _session_options(onnxruntime, threads, options)
+    new = cache.new_file() if cache else None
+    if cache and new:
+        settings.optimized_model_filepath = str(new)
+        try:
+            session = onnxruntime.InferenceSession(str(model), settings, providers=providers)
+        except refused:
+            cache.drop(new)  # whose fault it is, the model's or the folder's, the next attempt tells
+            settings = _session_options(onnxruntime, threads, options)
+        else:
+            cache.keep(new)
+            return session
+    return onnxruntime.InferenceSession(str(model), settings, providers=providers)
 
 
 def _session_options(onnxruntime: Any, threads: int, options: Options) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from deploy.bundle import Bundle
 from deploy.errors import EngineError
 from deploy.runtime.engine import not_installed
+from deploy.runtime.model_cache import ModelCache
 from deploy.runtime.options import Options
 from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_input, takes_pixels
 
@@ -34,15 +36,16 @@ class OpenvinoEngine:
         asked = options["inference_precision"]
         if asked == "bundle":
             asked = _PRECISION_HINTS[bundle.manifest.precision]
-        core = openvino.Core()
+        version = str(openvino.__version__).split("-")[0]
         config = {
             "PERFORMANCE_HINT": str(options["hint"]).upper(),
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": options["streams"],
             "INFERENCE_PRECISION_HINT": asked,
         }
+        cache = _cache(bundle, version, config) if options["model_cache"] else None
         try:
-            compiled = core.compile_model(str(bundle.model_path), "CPU", config)
+            compiled = _compiled(openvino.Core(), bundle.model_path, cache, config)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO {openvino.__version__} refuses {bundle.model_path}: {error}") from error
         check_tensors(bundle, _shapes(compiled.inputs), _shapes(compiled.outputs))
@@ -58,13 +61,14 @@ class OpenvinoEngine:
         executed = compiled.get_property("INFERENCE_PRECISION_HINT")
         self._facts = {
             "library": "openvino",
-            "version": str(openvino.__version__).split("-")[0],
+            "version": version,
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
             "precision_asked": bundle.manifest.precision,
             "precision_hint_asked": asked,
             "precision_hint_executed": str(getattr(executed, "to_string", lambda: executed)()),
             "streams_executed": int(compiled.get_property("NUM_STREAMS")),
             "options": dict(options),
+            "model_cache": cache.state if cache else "off",
         }
 
     def infer(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
@@ -95,6 +99,32 @@ class OpenvinoEngine:
             # The attribute keeps alive what the request reads.
             self._input = pixels if pixels.flags.c_contiguous and pixels.flags.writeable else pixels.copy()
             self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))
+
+
+def _cache(bundle: Bundle, version: str, config: Mapping[str, Any]) -> ModelCache | None:
+    cache = ModelCache(bundle, ".blob", {"library": "openvino", "version": version, "config": dict(config)})
+    return cache if cache.enabled else None
+
+
+def _compiled(core: Any, model: Path, cache: ModelCache | None, config: Mapping[str, Any]) -> Any:
+    """The compiled model of last time, or the model compiled, and kept."""
+    kept = cache.find() if cache else None
+    if cache and kept:
+        try:
+            return core.import_model(kept.read_bytes(), "CPU", config)
+        except (RuntimeError, OSError):
+            cache.discard(kept)
+    compiled = core.compile_model(str(model), "CPU", config)
+    new = cache.new_file() if cache else None
+    if cache and new:
+        try:
+            new.write_bytes(compiled.export_model().getbuffer())
+        except (RuntimeError, OSError) as error:
+            cache.drop(new)
+            cache.give_up(error)
+        else:
+            cache.keep(new)
+    return compiled
 
 
 def _shapes(ports: Iterable[Any]) -> dict[str, list[object]]:

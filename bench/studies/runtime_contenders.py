@@ -20,7 +20,7 @@ Image = NDArray[np.uint8]
 # The class and the methods by which a runtime is asked to run its network once.
 _ENGINE_CALLS = {
     "onnx": ("onnxruntime", "InferenceSession", ("run", "run_with_iobinding", "run_with_ort_values")),
-    "openvino": ("openvino", "InferRequest", ("infer",)),
+    "openvino": ("openvino", "InferRequest", ("infer", "start_async", "wait")),
     "tflite": ("ai_edge_litert.interpreter", "Interpreter", ("invoke",)),
 }
 
@@ -218,28 +218,26 @@ class _EngineCall:
     def __init__(self, engine: str) -> None:
         module, class_name, self._methods = _ENGINE_CALLS[engine]
         self._module, self._class_name = module, class_name
-        self._last: Callable[[], object] | None = None
+        self._calls: list[Callable[[], object]] = []
 
     def recorded(self) -> _Recording:
-        """A context in which the last call of the library is remembered."""
-        self._last = None
+        """A context in which the calls of the library are remembered: one, or starting it and waiting for it."""
+        self._calls = []
         owner = getattr(importlib.import_module(self._module), self._class_name)
-        return _Recording(owner, [name for name in self._methods if hasattr(owner, name)], self._remember)
+        return _Recording(owner, [name for name in self._methods if hasattr(owner, name)], self._calls.append)
 
     def repeated_s(self) -> float:
-        """Seconds of the remembered call, made once more with the same arguments.
+        """Seconds of the remembered calls, made once more with the same arguments.
 
         Raises:
             BenchError: no call was seen: the engine reaches its library by another way than this study knows.
         """
-        if self._last is None:
+        if not self._calls:
             raise BenchError(f"no call of {self._class_name}.{' or '.join(self._methods)} was seen")
         start = time.perf_counter()
-        self._last()
+        for call in self._calls:
+            call()
         return time.perf_counter() - start
-
-    def _remember(self, call: Callable[[], object]) -> None:
-        self._last = call
 
 
 class _Recording:

@@ -88,7 +88,7 @@ def _latency(setting: Setting, cells: Sequence[Cell]) -> list[str]:
         "### Total over the engine's own call",
         "",
         "In the same process, each image was detected in, and the runtime library's own call was then repeated alone "
-        "on the same input (`InferenceSession.run`, `InferRequest.infer`, `Interpreter.invoke`): all that is not the "
+        "on the same input (that of `InferenceSession`, `InferRequest` or `Interpreter`): all that is not the "
         "network is in the ratio. Median over a round's images; median and range of the rounds.",
         "",
         "| | engine's call, ms | total over it |",

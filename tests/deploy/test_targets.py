@@ -148,6 +148,18 @@ def test_every_convolution_runs_on_int8_in_openvino(bundles) -> None:
     assert all(quantized(op.input_value(0)) for op in convolutions)
 
 
+def test_nothing_is_quantized_between_a_convolution_and_its_silu_in_openvino(bundles) -> None:
+    import openvino
+
+    model = openvino.Core().read_model(bundles("openvino", "int8") / "model.xml")
+    swishes = [op for op in model.get_ordered_ops() if op.get_type_name() == "Swish"]
+    assert len(swishes) == 57
+    assert not [op for op in model.get_ops() if op.get_type_name() == "Sigmoid"]
+    before = [op.input_value(0).get_node() for op in swishes]
+    assert {op.get_type_name() for op in before} == {"Add"}
+    assert {op.input_value(0).get_node().get_type_name() for op in before} == {"Convolution"}
+
+
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_the_same_student_gives_the_same_bundle_byte_for_byte(name: str, bundles, deployed_student, tmp_path) -> None:
     arguments = [

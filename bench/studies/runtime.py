@@ -159,6 +159,7 @@ def _entrants(
 ) -> Iterator[Entrant]:
     ours, theirs = _requests(arguments, workshop, side, engine, precision)
     yield Entrant("bundle", OURS, ours, as_it_comes=True)
+    yield Entrant("bundle, OpenCV", OURS, {**ours, "resize": "opencv"})
     yield Entrant("ultralytics", THEIRS, theirs, as_it_comes=True)
     if engine == "tflite":
         yield Entrant(f"ultralytics, {arguments.threads} threads", THEIRS, {**theirs, "threads_forced": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,7 +59,8 @@ def open_contender(request: Mapping[str, Any]) -> Contender:
 
     Args:
         request: `kind` ("bundle" or "ultralytics"), `model` (path), `engine`, `imgsz`, `threads`, `conf`, `iou`,
-            `max_det`; for a bundle `options` (of its engine); for ultralytics `predict` (further arguments of
+            `max_det`; for a bundle `options` (of its engine) and `resize` (what resizes
+            images, see `deploy.runtime.resize`); for ultralytics `predict` (further arguments of
             `predict`), `threads_forced` (LiteRT) and `precision_forced` (OpenVINO).
 
     Raises:
@@ -77,6 +79,8 @@ class BundleContender:
     """A bundle by `deploy.runtime.Detector`."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
+        if request.get("resize"):
+            os.environ["EDGE_DISTILL_RESIZE"] = str(request["resize"])
         bundle = Bundle.open(request["model"])
         self._engine_name = bundle.manifest.engine
         self._thresholds = (float(request["conf"]), float(request["iou"]), int(request["max_det"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,8 @@ class Timing:
         stages_s: (preprocess, inference, postprocess) seconds per image of a round of its own.
         facts: what the contender says of itself.
         threads_of_process: threads its process had.
+        overheads: total over the engine's own call per image, one tuple per round; of bundles alone.
+        calls_s: seconds of the engine's own call, of all rounds.
     """
 
     entrant: Entrant
@@ -61,6 +63,8 @@ class Timing:
     stages_s: tuple[tuple[float, float, float], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     threads_of_process: int = 0
+    overheads: tuple[tuple[float, ...], ...] = ()
+    calls_s: tuple[float, ...] = ()
 
     def percentile_s(self, percent: float) -> float:
         """Percentile of the latency over all rounds."""
@@ -91,8 +95,6 @@ class Cell:
         engine: "onnx", "openvino" or "tflite".
         precision: "fp32" or "int8".
         timings: of every contender that ran.
-        overheads: total over the engine's own call per image, one tuple per round; of our bundle.
-        calls_s: seconds of the engine's own call, of all rounds.
         failures: why a contender did not run, by name.
     """
 
@@ -100,8 +102,6 @@ class Cell:
     engine: str
     precision: str
     timings: tuple[Timing, ...]
-    overheads: tuple[tuple[float, ...], ...] = ()
-    calls_s: tuple[float, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -125,9 +125,9 @@ def speedup(ours: Timing, theirs: Timing) -> Spread:
     return Spread.of([sum(other) / len(other) * len(own) / sum(own) for own, other in pairs])
 
 
-def overhead(cell: Cell) -> Spread | None:
+def overhead(timing: Timing) -> Spread | None:
     """Total over the engine's own call: of each round the median over its images; None where not measured."""
-    return Spread.of([float(np.median(one)) for one in cell.overheads]) if cell.overheads else None
+    return Spread.of([float(np.median(one)) for one in timing.overheads]) if timing.overheads else None
 
 
 def speedup_target(cell: Cell) -> float:
@@ -162,7 +162,7 @@ def measure_cell(
 
     Args:
         cell: side of the input in pixels, engine, precision.
-        entrants: who competes; the first one is our bundle, whose overhead over the engine is measured as well.
+        entrants: who competes.
         images: paths of the images.
         rounds: how many, at least 1.
         per_round: images of a round, at least 1.
@@ -183,36 +183,44 @@ def measure_cell(
                 continue
             workers[entrant.name] = worker
         running = [entrant for entrant in entrants if entrant.name in workers]
-        timings, overheads, calls_s = _rounds(running, workers, len(images), rounds, per_round)
-    return Cell(imgsz, engine, precision, tuple(timings), tuple(overheads), tuple(calls_s), failures)
+        try:
+            timings = _rounds(running, workers, len(images), rounds, per_round)
+        except BenchError as error:  # one that ran at first and then failed spoils the comparison of all
+            timings = []
+            failures["the comparison"] = str(error)
+    return Cell(imgsz, engine, precision, tuple(timings), failures)
 
 
 def _rounds(
     entrants: Sequence[Entrant], workers: Mapping[str, WorkerProcess], images: int, rounds: int, per_round: int
-) -> tuple[list[Timing], list[tuple[float, ...]], list[float]]:
-    ask: Callable[[str, str, list[int]], dict[str, Any]] = lambda name, do, indices: workers[name].ask(  # noqa: E731
-        {"do": do, "images": indices}
-    )
-    first = round_indices(0, per_round, images)
-    samples: dict[str, list[tuple[float, ...]]] = {entrant.name: [] for entrant in entrants}
-    threads: dict[str, int] = {}
-    overheads: list[tuple[float, ...]] = []
-    calls_s: list[float] = []
+) -> list[Timing]:
+    samples: dict[str, list[dict[str, Any]]] = {entrant.name: [] for entrant in entrants}
+    engine: dict[str, list[dict[str, Any]]] = {entrant.name: [] for entrant in entrants}
     for number in range(rounds):
         indices = round_indices(number, per_round, images)
         # Whoever goes first in one round goes last in the next.
         for entrant in entrants if number % 2 == 0 else reversed(entrants):
-            answer = ask(entrant.name, "time", indices)
-            samples[entrant.name].append(tuple(answer["totals_s"]))
-            threads[entrant.name] = int(answer["threads"])
-        if entrants and entrants[0].side == OURS:
-            both = ask(entrants[0].name, "engine", indices)
-            pairs = zip(both["totals_s"], both["calls_s"], strict=True)
-            overheads.append(tuple(total / call for total, call in pairs))
-            calls_s += both["calls_s"]
+            samples[entrant.name].append(workers[entrant.name].ask({"do": "time", "images": indices}))
+        for entrant in entrants:
+            if entrant.side == OURS:
+                engine[entrant.name].append(workers[entrant.name].ask({"do": "engine", "images": indices}))
+    first = round_indices(0, per_round, images)
     timings = []
     for entrant in entrants:
-        stages = tuple(tuple(one) for one in ask(entrant.name, "stages", first)["stages_s"])
-        facts = workers[entrant.name].facts
-        timings.append(Timing(entrant, tuple(samples[entrant.name]), stages, facts, threads[entrant.name]))
-    return timings, overheads, calls_s
+        stages = workers[entrant.name].ask({"do": "stages", "images": first})["stages_s"]
+        both = engine[entrant.name]
+        timings.append(
+            Timing(
+                entrant,
+                rounds_s=tuple(tuple(one["totals_s"]) for one in samples[entrant.name]),
+                stages_s=tuple(tuple(one) for one in stages),
+                facts=workers[entrant.name].facts,
+                threads_of_process=int(samples[entrant.name][-1]["threads"]),
+                overheads=tuple(
+                    tuple(total / call for total, call in zip(one["totals_s"], one["calls_s"], strict=True))
+                    for one in both
+                ),
+                calls_s=tuple(call for one in both for call in one["calls_s"]),
+            )
+        )
+    return timings

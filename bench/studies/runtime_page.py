@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from bench.studies.runtime_equality import CONF, IOU, MAX_DET, SCORE_TARGET, SCORING_CONF, Equality
 from bench.studies.runtime_latency import Cell, Spread, Timing, ceil_to, floor_to, overhead
 from bench.studies.runtime_memory import MEMORY_IMAGES, median_s
@@ -91,8 +93,8 @@ def _latency(setting: Setting, cells: Sequence[Cell]) -> list[str]:
         "on the same input (that of `InferenceSession`, `InferRequest` or `Interpreter`): all that is not the "
         "network is in the ratio. Median over a round's images; median and range of the rounds.",
         "",
-        "| | engine's call, ms | total over it |",
-        "| --- | ---: | ---: |",
+        "| | contender | engine's call, ms | total over it |",
+        "| --- | --- | ---: | ---: |",
         *(line for cell in cells for line in _overhead_lines(cell)),
         "",
     ]
@@ -124,11 +126,12 @@ def _spread(spread: Spread, factor: float) -> str:
 
 
 def _overhead_lines(cell: Cell) -> Iterator[str]:
-    found = overhead(cell)
-    if found is not None:
-        middle = sorted(cell.calls_s)[len(cell.calls_s) // 2]
-        met = f"{ceil_to(found.median, 3)} [{ceil_to(found.low, 3)}, {ceil_to(found.high, 3)}]"
-        yield f"| {cell_name(cell)} | {1e3 * middle:.2f} | {met} |"
+    for timing in cell.timings:
+        found = overhead(timing)
+        if found is not None:
+            call = ceil_to(1e3 * float(np.median(timing.calls_s)), 2)
+            met = f"{ceil_to(found.median, 3)} [{ceil_to(found.low, 3)}, {ceil_to(found.high, 3)}]"
+            yield f"| {cell_name(cell)} | {timing.entrant.name} | {call} | {met} |"
 
 
 def _equality(equalities: Sequence[Equality]) -> list[str]:
@@ -216,6 +219,9 @@ def _method(setting: Setting) -> list[str]:
         "- Threads: ultralytics' ONNX Runtime and OpenVINO take all processors that the process may use, here the "
         "number asked for. Its LiteRT takes `min(8, processors - 1)`, on two processors one; the row with the number "
         "asked for sets that constant by hand.",
+        "- The bundle as it comes resizes by numpy, unless the program has imported OpenCV; `OpenCV` is the same with "
+        "OpenCV, as in ultralytics (`EDGE_DISTILL_RESIZE=opencv`). `f32` and `bf16` set the engine option "
+        "`inference_precision`.",
         "- OpenVINO on a processor with bf16 instructions executes what is float in bf16, silently, unless told "
         "otherwise. Rows say what was executed. `f32` of ultralytics is forced by hand: `predict` has no argument "
         "for it.",

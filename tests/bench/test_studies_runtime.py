@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +98,18 @@ def test_a_target_is_judged_by_the_unrounded_figure_and_a_narrow_one_is_named() 
         "onnx",
         "int8",
         (
-            _timing("bundle", OURS, [[10], [10], [10]], as_it_comes=True),
+            replace(
+                _timing("bundle", OURS, [[10], [10], [10]], as_it_comes=True),
+                overheads=((1.2, 1.2), (1.3, 1.3), (1.25, 1.25)),
+                calls_s=(0.008,) * 6,
+            ),
             _timing("ultralytics", THEIRS, [[29.99], [29.0], [31.0]], as_it_comes=True),
         ),
-        overheads=((1.2, 1.2), (1.3, 1.3), (1.25, 1.25)),
-        calls_s=(0.008,) * 6,
     )
     speed, total = verdicts(Findings(cells=(cell,)))
     assert (speed.target, speed.met, speed.holds) == ("≥ 3", "2.99 [2.90, 3.10]", False)
     assert speed.word == "**missed**, but not in every round alike"
-    found = overhead(cell)
+    found = overhead(cell.timings[0])
     assert found is not None
     assert found.median == pytest.approx(1.25)
     assert (total.target, total.holds, total.narrow) == ("≤ 1.25", True, True)
@@ -145,11 +148,9 @@ def test_the_page_holds_every_part_and_every_failure(tmp_path: Path) -> None:
         "tflite",
         "fp32",
         (
-            _timing("bundle", OURS, [[10.0]], as_it_comes=True),
+            replace(_timing("bundle", OURS, [[10.0]], as_it_comes=True), overheads=((1.5,),), calls_s=(0.004,)),
             _timing("ultralytics", THEIRS, [[25.0]], as_it_comes=True),
         ),
-        ((1.5,),),
-        (0.004,),
         {"ultralytics, 2 threads": "it is gone"},
     )
     equality = Equality("set/val", 64, "onnx", 1, 1, 0, (Unmatched(0, "ours", 3, 0.25001),), 0.1, 0.0, 0.5, 0.5)
@@ -175,6 +176,7 @@ def test_the_page_holds_every_part_and_every_failure(tmp_path: Path) -> None:
     )
     assert "throughput of bundle over ultralytics | ≥ 1 | 2.50 [2.50, 2.50] | met |" in text
     assert "did not run: it is gone" in text
+    assert "| 320 px LiteRT FP32 | bundle | 4.00 | 1.500 [1.500, 1.500] |" in text
     assert "only ours, class 3, score 0.250010 (a tie at the threshold)" in text
     assert "peak memory, MB | ≤ 110 | 110.1 | **missed** |" in text
     assert "| 640 px LiteRT INT8 | ultralytics | no memory | no |" in text

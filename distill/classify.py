@@ -29,7 +29,7 @@ except ModuleNotFoundError as missing:
     advice = "pip install -e '.[train]' in the checkout of edge-distill"
     raise SystemExit(f"error: {package} is not installed: {advice}") from None
 
-__all__ = ["main"]
+__all__ = ["main", "natural_size"]
 
 _DEFAULTS: Final[dict[str, Any]] = {
     "student": "mobilenet_v2",
@@ -109,7 +109,7 @@ def _new_recipe(args: argparse.Namespace, processes: Processes) -> tuple[ClassRe
     recipe = ClassRecipe(
         method=method,
         teachers=tuple(str(Path(t).resolve()) if is_trained(t) and Path(t).exists() else t for t in args.teacher or ()),
-        imgsz=args.imgsz or _natural_size(data),
+        imgsz=args.imgsz or natural_size(data),
         losses=losses,
         temperature=args.temperature,
         balance=args.balance,
@@ -120,7 +120,7 @@ def _new_recipe(args: argparse.Namespace, processes: Processes) -> tuple[ClassRe
     return recipe, data
 
 
-def _natural_size(data: ImageFolder) -> int:
+def natural_size(data: ImageFolder) -> int:
     """The side of small images; 224 px for larger ones."""
     try:
         with Image.open(data.train.files[0]) as image:

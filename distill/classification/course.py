@@ -53,14 +53,10 @@ def course_widths(name: str) -> tuple[int, tuple[int, int]] | None:
 class _SamePool(nn.Module):
     """The largest of each cell and its right, lower and lower-right neighbours, as far as there are any."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = nn.MaxPool2d(kernel_size=2, stride=1, padding=1)
-
     def forward(self, maps: Tensor) -> Tensor:
         # Padded on both sides by the pooling itself, whose border is no number that a quantiser could see; the
         # first row and column, which pair the border with the first cell, are dropped.
-        return torch.as_tensor(self.pool(maps)[:, :, 1:, 1:])
+        return torch.as_tensor(F.max_pool2d(maps, kernel_size=2, stride=1, padding=1)[:, :, 1:, 1:])
 
 
 def _pad_same(images: Tensor) -> Tensor:

@@ -253,9 +253,9 @@ class Run:
         """Files with the weights of a trained teacher after these epochs, as ``--set teach_epochs=`` left them."""
         stage = Stage(Path(source) / "training" / "student")
         found = {epoch: stage.kept(epoch) for epoch in epochs if stage.kept(epoch).is_file()}
-        if len(found) < 2:
+        if not found:
             raise DistillError(
-                f"{source} keeps the weights of {len(found)} of the epochs {'+'.join(map(str, epochs))}: train it with "
+                f"{source} does not keep its weights of epoch {' or '.join(map(str, epochs))}: train it with "
                 "--method none --set teach_epochs=..., or give --teacher an architecture"
             )
         return found

@@ -1,0 +1,276 @@
+"""The page of a study: what was run, on what budget, what came out, and what may be said of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distill.classification.networks import build_classifier
+from distill.classification.study_plots import plot_epochs, plot_sizes
+from distill.classification.study_statistics import Comparison, compare, spread
+from distill.classification.study_tasks import Task, completed
+
+if TYPE_CHECKING:
+    from distill.classification.study import Study
+
+__all__ = ["eskd_page", "methods_page", "takd_page", "write_section"]
+
+Scores = dict[int, float]  # top-1 by seed
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace the section of that name, or add it at the end; the rest of the page stays as it is."""
+    begin, end = f"<!-- section {name} -->", f"<!-- end of {name} -->"
+    whole = page.read_text("utf-8") if page.is_file() else ""
+    block = f"{begin}\n{text.strip()}\n{end}"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    changed = pattern.sub(lambda _: block, whole) if begin in whole else f"{whole.rstrip()}\n\n{block}\n".lstrip()
+    page.parent.mkdir(parents=True, exist_ok=True)
+    partial = page.with_name(f".{page.name}.partial-{os.getpid()}")
+    partial.write_text(changed, "utf-8")
+    partial.replace(page)
+
+
+def methods_page(study: Study, methods: Sequence[str], title: str, command: str, image: Path, report: Path) -> str:
+    """Every method against none."""
+    baseline = _scores(study, [study.plain_task(seed) for seed in range(study.seeds)])
+    rows, compared = [], {}
+    for method in methods:
+        tasks = [study.method_task(method, seed) for seed in range(study.seeds)]
+        known = [task for task in tasks if task is not None]
+        scores = baseline if method == "none" else _scores(study, known)
+        if not scores:
+            continue
+        result = None if method == "none" else compare(scores, baseline)
+        if result is not None:
+            compared[method] = result
+        rows.append(f"| {method} | {spread(scores)} | {_comparison(result)} | {len(scores)} | {_cost(study, known)} |")
+    return "\n".join(
+        [
+            *_head(study, title, command),
+            *_teachers(study, study.teachers[: 2 if "heterogeneous" in methods else 1]),
+            "",
+            "| method | top-1, % | against none, points | t-test p | Wilcoxon p | so | seeds | CPU s |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            *_verdict(compared, study.seeds),
+        ]
+    )
+
+
+def eskd_page(study: Study, _: Sequence[str], title: str, command: str, image: Path, report: Path) -> str:
+    """Students of a teacher at several of its epochs."""
+    from distill.classification.study import eskd_task
+
+    seeds = range(study.seeds)
+    baseline = _scores(study, [study.plain_task(seed) for seed in seeds])
+    teacher = [_teacher_curve(study, seed) for seed in seeds]
+    students = {epoch: _scores(study, [eskd_task(study, epoch, s) for s in seeds]) for epoch in study.keep}
+    students = {epoch: scores for epoch, scores in students.items() if scores}
+    plot_epochs(image, teacher, students, baseline)
+    full = students.get(study.keep[-1], {})
+    rows = []
+    for epoch, scores in students.items():
+        top1 = _range([curve[epoch - 1] for curve in teacher])
+        against = _comparison(compare(scores, baseline))
+        last = "-" if epoch == study.keep[-1] else _difference(compare(scores, full))
+        rows.append(f"| {epoch} | {top1} | {spread(scores)} | {against} | {last} |")
+    return "\n".join(
+        [
+            *_head(study, title, command),
+            *_teachers(study, study.teachers[:1]),
+            f"No teacher: {spread(baseline)} % top-1." if baseline else "",
+            "",
+            "| teacher's epoch | teacher's top-1, % | student's top-1, % | against none, points | t-test p | "
+            "Wilcoxon p | so | against the finished teacher, points |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            _image(image, report, "accuracy of the teacher and of its students by the teacher's epoch"),
+            "",
+            *_best_of(
+                {f"epoch {e}": s for e, s in students.items()}, f"epoch {study.keep[-1]}", "the finished teacher"
+            ),
+        ]
+    )
+
+
+def takd_page(study: Study, _: Sequence[str], title: str, command: str, image: Path, report: Path) -> str:
+    """Students of teachers of several sizes, alone and through assistants."""
+    from distill.classification.study import chain_task, direct_task
+
+    seeds = range(study.seeds)
+    baseline = _scores(study, [study.plain_task(seed) for seed in seeds])
+    parameters = {name: _parameters(study, name) for name in study.teachers}
+    teachers = {name: _scores(study, [study.teacher_task(name, s) for s in seeds]) for name in study.teachers}
+    direct = {name: _scores(study, [direct_task(study, name, s) for s in seeds]) for name in study.teachers}
+    chains = {n: _scores(study, [chain_task(study, n, s) for s in seeds]) for n in range(1, len(study.teachers))}
+    through = {_path(study, n): scores for n, scores in chains.items() if scores}
+    plot_sizes(image, parameters, teachers, direct, through, baseline)
+    rows = [
+        f"| {name} | {parameters[name]:,} | {spread(teachers[name])} | {spread(scores)} "
+        f"| {_comparison(compare(scores, baseline))} | - |"
+        for name, scores in direct.items()
+        if scores
+    ]
+    largest = direct[study.teachers[-1]]
+    rows += [
+        f"| {path} | | | {spread(scores)} | {_comparison(compare(scores, baseline))} "
+        f"| {_difference(compare(scores, largest))} |"
+        for path, scores in through.items()
+    ]
+    return "\n".join(
+        [
+            *_head(study, title, command),
+            f"No teacher: {spread(baseline)} % top-1." if baseline else "",
+            "",
+            "| teacher, or chain | parameters | teacher's top-1, % | student's top-1, % | against none, points | "
+            "t-test p | Wilcoxon p | so | against the largest teacher alone, points |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            _image(image, report, "accuracy of students by the size of their teacher, alone and through assistants"),
+            "",
+            *_best_of({n: s for n, s in direct.items() if s}, study.teachers[-1], "the largest teacher"),
+        ]
+    )
+
+
+def _head(study: Study, title: str, command: str) -> list[str]:
+    recipe, data = study.recipe, study.data
+    settings = recipe.settings.changed()
+    named = ", ".join(f"{k}={v}" for k, v in settings.items()) or "the defaults"
+    return [
+        f"## {title}",
+        "",
+        f"{len(data.train.labels):,} training and {len(data.val.labels):,} test images, {len(data.names)} classes, "
+        f"{recipe.imgsz} px. Student `{recipe.student}`, {_parameters(study, recipe.student):,} parameters, "
+        f"{recipe.epochs} epochs of {recipe.batch} images a step in every row; teachers {study.teacher_epochs} epochs. "
+        f"Settings: {named}. A seed fixes the student's first weights, the order of images and their augmentation, "
+        "in every row alike: rows are compared seed by seed. The last epoch counts; nothing was chosen on the test "
+        "images. Weights, temperature and balance of each method are its paper's.",
+        "",
+        f"Made by (PyTorch {torch.__version__}, {_processor()}, one thread each; the same command goes on where it "
+        "was interrupted):",
+        "",
+        "```bash",
+        _public(command),
+        "```",
+        "",
+    ]
+
+
+def _public(command: str) -> str:
+    """The command with folders of this machine shortened to their last names."""
+    return re.sub(r"(?<=\s)/\S*/(\S+)", r"\1", command)
+
+
+def _teachers(study: Study, names: Sequence[str]) -> list[str]:
+    lines = []
+    for name in names:
+        scores = _scores(study, [study.teacher_task(name, seed) for seed in range(study.seeds)])
+        if scores:
+            lines.append(f"Teacher `{name}`, {_parameters(study, name):,} parameters: {spread(scores)} % top-1.  ")
+    return lines
+
+
+def _scores(study: Study, tasks: Sequence[Task]) -> Scores:
+    found = ((task.recipe.seed, completed(task, study.out)) for task in tasks)
+    return {seed: record["top1"] for seed, record in found if record is not None}
+
+
+def _cost(study: Study, tasks: Sequence[Task]) -> str:
+    """CPU seconds of a row's trainings, those of its own teachers and assistants included."""
+    seconds = [record["cpu_s"] for task in tasks if (record := completed(task, study.out)) is not None]
+    return f"{statistics.mean(seconds):.0f}" if seconds else "-"
+
+
+def _teacher_curve(study: Study, seed: int) -> list[float]:
+    record: Any = completed(study.teacher_task(study.teachers[0], seed), study.out)
+    return [float(v) for v in record["top1_by_epoch"]]
+
+
+def _comparison(result: Comparison | None) -> str:
+    """Four cells: difference, both p, verdict."""
+    if result is None:
+        return "- | - | - | -"
+    return f"{_difference(result)} | {_p(result.t_p)} | {_p(result.wilcoxon_p)} | {result.words}"
+
+
+def _difference(result: Comparison | None) -> str:
+    if result is None:
+        return "-"
+    deviation = "" if math.isnan(result.deviation) else f" ± {result.deviation:.2f}"
+    return f"{result.mean:+.2f}{deviation} ({result.low:+.2f} to {result.high:+.2f})"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{100 * statistics.mean(values):.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
+
+
+def _verdict(compared: dict[str, Comparison], seeds: int) -> list[str]:
+    """The table in sentences, with what so few seeds can and cannot show."""
+    lines = []
+    for words, sentence in (
+        ("helped", "Helped (paired t-test below 0.05)"),
+        ("better in every seed, not beyond chance", "Better in every seed, but the t-test does not exclude chance"),
+        ("no difference shown", "No difference shown"),
+        ("worse in every seed, not beyond chance", "Worse in every seed, but the t-test does not exclude chance"),
+        ("hurt", "Hurt (paired t-test below 0.05)"),
+    ):
+        named = sorted((m for m, c in compared.items() if c.words == words), key=lambda m: -compared[m].mean)
+        if named:
+            lines.append(f"- {sentence}: {', '.join(f'{m} ({compared[m].mean:+.2f})' for m in named)}.")
+    if compared and seeds > 1:
+        lines += [
+            "",
+            f"With {seeds} seeds the smallest p that the Wilcoxon test can give is {2 / 2**seeds:.3g}. Of "
+            f"{len(compared)} comparisons at the 5 % level {0.05 * len(compared):.1f} come out by chance alone.",
+        ]
+    return lines
+
+
+def _best_of(rows: dict[str, Scores], last: str, whole: str) -> list[str]:
+    """Which row is best, and how sure that is against the last."""
+    rows = {name: scores for name, scores in rows.items() if scores}
+    if len(rows) < 2 or last not in rows:
+        return []
+    best = max(rows, key=lambda name: statistics.mean(rows[name].values()))
+    if best == last:
+        return [f"Here {whole} teaches best."]
+    result = compare(rows[best], rows[last])
+    said = "" if result is None else f", {_difference(result)} points better than {whole} (t-test p {_p(result.t_p)})"
+    return [f"The best student on average is that of {best}{said}. It is picked from these rows after the fact."]
+
+
+def _path(study: Study, number: int) -> str:
+    return " → ".join(study.teachers[-1 - number :][::-1])
+
+
+def _parameters(study: Study, name: str) -> int:
+    size = study.recipe.imgsz
+    return build_classifier(name, classes=len(study.data.names), height=size, width=size).parameter_count()
+
+
+def _image(image: Path, report: Path, words: str) -> str:
+    return f"![{words}]({os.path.relpath(image, report.parent)})"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()

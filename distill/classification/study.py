@@ -76,6 +76,8 @@ class Study:
 
     def method_task(self, method: str, seed: int) -> Task | None:
         """A method with its teachers; None where the study has too few."""
+        if method == "none":
+            return self.plain_task(seed)
         name, recipe = self.teachers[0], replace(self.seeded(seed), method=method)
         if method in _OWN_TEACHER:
             sources: tuple[str, ...] = (name,)
@@ -131,8 +133,7 @@ def _method_phases(study: Study, methods: Sequence[str]) -> Iterator[list[Task]]
     teachers = [study.teacher_task(name, seed) for name in (study.teachers[0], *others) for seed in seeds]
     run_tasks(teachers, study.out, study.jobs)
     for seed in seeds:
-        tasks = (study.plain_task(seed) if m == "none" else study.method_task(m, seed) for m in methods)
-        yield [task for task in tasks if task is not None]
+        yield [task for m in methods if (task := study.method_task(m, seed)) is not None]
 
 
 def _eskd_phases(study: Study, _: Sequence[str]) -> Iterator[list[Task]]:
@@ -185,7 +186,7 @@ def _study(args: argparse.Namespace) -> tuple[Study, list[str]]:
         build_classifier(name, classes=len(data.names), height=size, width=size)
     teacher_epochs = args.teacher_epochs or args.epochs
     keep = numbers(args.keep, "teach_epochs", teacher_epochs)
-    if not keep and (args.experiment == "eskd" or "eskd" in methods):
+    if not keep:
         keep = tuple(sorted({-(-teacher_epochs * part // 8) for part in (1, 2, 4, 8)}))
     recipe = ClassRecipe(
         method="none",

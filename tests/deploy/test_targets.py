@@ -155,9 +155,11 @@ def test_nothing_is_quantized_between_a_convolution_and_its_silu_in_openvino(bun
     swishes = [op for op in model.get_ordered_ops() if op.get_type_name() == "Swish"]
     assert len(swishes) == 57
     assert not [op for op in model.get_ops() if op.get_type_name() == "Sigmoid"]
-    before = [op.input_value(0).get_node() for op in swishes]
-    assert {op.get_type_name() for op in before} == {"Add"}
-    assert {op.input_value(0).get_node().get_type_name() for op in before} == {"Convolution"}
+    for swish in swishes:
+        before = swish.input_value(0).get_node()
+        if before.get_type_name() == "Add":  # the bias, where it is not zero
+            before = before.input_value(0).get_node()
+        assert before.get_type_name() == "Convolution"
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

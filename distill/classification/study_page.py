@@ -78,6 +78,7 @@ def eskd_page(study: Study, _: Sequence[str], title: str, command: str, image: P
     students = {epoch: scores for epoch, scores in students.items() if scores}
     plot_epochs(image, teacher, students, baseline)
     full = students.get(study.keep[-1], {})
+    by_epoch = {f"epoch {epoch}": scores for epoch, scores in students.items()}
     rows = []
     for epoch, scores in students.items():
         top1 = _range([curve[epoch - 1] for curve in teacher])
@@ -97,9 +98,7 @@ def eskd_page(study: Study, _: Sequence[str], title: str, command: str, image: P
             "",
             _image(image, report, "accuracy of the teacher and of its students by the teacher's epoch"),
             "",
-            *_best_of(
-                {f"epoch {e}": s for e, s in students.items()}, f"epoch {study.keep[-1]}", "the finished teacher"
-            ),
+            *_best_of(by_epoch, f"epoch {study.keep[-1]}", "the finished teacher"),
         ]
     )
 
@@ -171,7 +170,16 @@ def _head(study: Study, title: str, command: str) -> list[str]:
 
 def _public(command: str) -> str:
     """The command with folders of this machine shortened to their last names."""
-    return re.sub(r"(?<=\s)/\S*/(\S+)", r"\1", command)
+    return re.sub(r"(?<=\s)/\S+", _shortened, command)
+
+
+def _shortened(match: re.Match[str]) -> str:
+    """From ``docs/`` or ``runs/`` on, or else the last two names."""
+    path = match.group(0)
+    for folder in ("/docs/", "/runs/"):
+        if folder in path:
+            return path[path.index(folder) + 1 :]
+    return "/".join(path.split("/")[-2:])
 
 
 def _teachers(study: Study, names: Sequence[str]) -> list[str]:
@@ -179,7 +187,7 @@ def _teachers(study: Study, names: Sequence[str]) -> list[str]:
     for name in names:
         scores = _scores(study, [study.teacher_task(name, seed) for seed in range(study.seeds)])
         if scores:
-            lines.append(f"Teacher `{name}`, {_parameters(study, name):,} parameters: {spread(scores)} % top-1.  ")
+            lines.append(f"Teacher `{name}`, {_parameters(study, name):,} parameters: {spread(scores)} % top-1.\n")
     return lines
 
 

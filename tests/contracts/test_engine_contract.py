@@ -17,6 +17,8 @@ from deploy.bundle import ENGINES, PRECISIONS, Bundle
 from deploy.errors import EngineError
 from deploy.graph import load_graph
 from deploy.runtime import Engine, letterbox, load_engine, read_image
+from deploy.runtime.engine import RawEngine
+from deploy.runtime.options import OPTIONS
 from deploy.verify import TorchEngine
 
 # Largest mean distance of a raw tensor from the float student's, as a fraction of that tensor's own spread.
@@ -110,6 +112,77 @@ def test_it_says_what_runs(bundle: Bundle, engine: Engine) -> None:
     assert facts["precision_asked"] == bundle.manifest.precision
     assert "precision" not in facts, "what is asked for is not what is executed"
     json.dumps(facts)
+
+
+def test_the_models_own_tensors_say_the_same_numbers(bundle: Bundle, engine: RawEngine, pixels: np.ndarray) -> None:
+    expected = engine.infer(pixels)
+    for raw, cells in zip(engine.run(pixels), expected, strict=True):
+        np.testing.assert_array_equal(raw.cells(), cells)
+        some = np.array([0, 1, len(cells) - 1])
+        np.testing.assert_array_equal(raw.at(some), cells[some])
+        least = float(np.median(cells.max(axis=1)))
+        np.testing.assert_array_equal(raw.above(least), np.flatnonzero(cells.max(axis=1) > np.float32(least)))
+    quantized = bundle.manifest.engine == "tflite" and bundle.manifest.precision == "int8"
+    assert all((raw.values.dtype == np.int8) == quantized for raw in engine.run(pixels))
+
+
+def test_what_infer_gave_stays_when_the_next_image_runs(engine: Engine, pixels: np.ndarray) -> None:
+    first = engine.infer(pixels)
+    copies = [output.copy() for output in first]
+    engine.infer(255 - pixels)
+    for output, copy in zip(first, copies, strict=True):
+        np.testing.assert_array_equal(output, copy)
+
+
+def test_pixels_in_any_memory_give_the_same_numbers(engine: Engine, pixels: np.ndarray) -> None:
+    expected = engine.infer(pixels)
+    frozen = pixels.copy()
+    frozen.setflags(write=False)
+    mirrored = pixels[:, ::-1, ::-1].copy()[:, ::-1, ::-1]
+    reused = 255 - pixels
+    engine.infer(reused)
+    reused[...] = pixels  # the engine may be reading this very memory
+    for other in (frozen, mirrored, reused):
+        for met, output in zip(engine.infer(other), expected, strict=True):
+            np.testing.assert_array_equal(met, output)
+
+
+def test_every_option_may_take_every_value_and_is_recorded(bundle: Bundle, engine: Engine, pixels: np.ndarray) -> None:
+    if bundle.manifest.precision != "int8":
+        pytest.skip("options are the engine's, not the precision's: asked of int8 alone")
+    expected = engine.infer(pixels)
+    for name, option in OPTIONS[bundle.manifest.engine].items():
+        for value in option.values or (1, 2):
+            opened = load_engine(bundle, 1, {name: value})
+            assert opened.facts()["options"][name] == value
+            for met, output in zip(opened.infer(pixels), expected, strict=True):
+                # Other kernels and half precision round differently; a wrong tensor would be far away.
+                assert np.abs(met - output).mean() < 0.3 * output.std(), (name, value)
+            opened.close()
+
+
+def test_the_callers_options_go_before_the_manifests_and_those_before_the_defaults(bundle: Bundle) -> None:
+    name, option = next(iter(OPTIONS[bundle.manifest.engine].items()))
+    other = next(value for value in option.values if value != option.default)
+    asking = Bundle(bundle.path, dataclasses.replace(bundle.manifest, engine_options={name: other}))
+    for opened, expected in (
+        (load_engine(bundle, 1), option.default),
+        (load_engine(asking, 1), other),
+        (load_engine(asking, 1, {name: option.default}), option.default),
+    ):
+        assert opened.facts()["options"][name] == expected
+        opened.close()
+
+
+def test_an_unknown_option_or_value_is_refused_with_the_known_ones(bundle: Bundle) -> None:
+    name, option = next(iter(OPTIONS[bundle.manifest.engine].items()))
+    with pytest.raises(EngineError, match=f"the caller sets option 'turbo', {bundle.manifest.engine} has .*{name}"):
+        load_engine(bundle, 1, {"turbo": True})
+    with pytest.raises(EngineError, match=f"sets option '{name}' to 'most', expected one of {option.values[0]!r}"):
+        load_engine(bundle, 1, {name: "most"})
+    asking = Bundle(bundle.path, dataclasses.replace(bundle.manifest, engine_options={"turbo": 1}))
+    with pytest.raises(EngineError, match="the manifest sets option 'turbo'"):
+        load_engine(asking, 1)
 
 
 def _with_output(bundle: Bundle, **changes: object) -> Bundle:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,48 @@ def test_boxes_stay_inside_an_image_of_any_size(bundles: Callable[[str, str], Pa
     assert (found.boxes_xyxy >= 0).all()
     assert (found.boxes_xyxy[:, [0, 2]] <= width).all()
     assert (found.boxes_xyxy[:, [1, 3]] <= height).all()
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino", "tflite"])
+def test_detections_stay_as_they_are_when_the_next_image_is_detected(
+    bundles: Callable[[str, str], Path], engine: str
+) -> None:
+    detector = Detector(bundles(engine, "int8"), conf=0.01, threads=1)
+    images = [np.random.default_rng(seed).integers(0, 256, (80, 120, 3), dtype=np.uint8) for seed in range(4)]
+    found = list(detector.detect_batch(images))
+    for image, one in zip(images, found, strict=True):
+        again = detector(image)
+        assert len(one) > 0
+        np.testing.assert_array_equal(one.boxes_xyxy, again.boxes_xyxy)
+        np.testing.assert_array_equal(one.scores, again.scores)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino", "tflite"])
+def test_a_detector_called_from_several_threads_gives_each_its_own(
+    bundles: Callable[[str, str], Path], engine: str
+) -> None:
+    detector = Detector(bundles(engine, "int8"), conf=0.01, threads=1)
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (60 + 7 * n, 150 - 9 * n, 3), dtype=np.uint8) for n in range(6)]
+    expected = [detector(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for met, one in zip(pool.map(detector, images), expected, strict=True):
+                np.testing.assert_array_equal(met.boxes_xyxy, one.boxes_xyxy)
+                np.testing.assert_array_equal(met.class_ids, one.class_ids)
+
+
+def test_the_stages_one_by_one_give_what_a_call_gives(bundles: Callable[[str, str], Path]) -> None:
+    detector = Detector(bundles("tflite", "int8"), conf=0.01, threads=1, options={"xnnpack": True})
+    buffer = detector.new_buffer()
+    for seed in range(3):
+        image = np.random.default_rng(seed).integers(0, 256, (90, 50 + 30 * seed, 3), dtype=np.uint8)
+        pixels, geometry = detector.preprocess(image, buffer)
+        assert pixels is buffer.pixels
+        staged = detector.postprocess(detector.run(pixels), geometry)
+        slow = detector.postprocess(detector.engine.infer(detector.preprocess(image)[0]), geometry)
+        for met in (staged, slow):
+            np.testing.assert_array_equal(met.boxes_xyxy, detector(image).boxes_xyxy)
 
 
 @pytest.mark.parametrize("changed", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}])

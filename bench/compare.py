@@ -61,15 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--paired", action="store_true",
         help="the runs of the two sides were taken in turns: compare first with first, second with second")  # fmt: skip
     add("--gate", action="store_true", help="exit with 1 if anything regressed or a bundle is missing")
-    add("--max-latency-change", type=_percent, default=0.05, metavar="P%", help="slowdown tolerated (default: 5%%)")
-    add("--max-memory-change", type=_percent, default=0.05, metavar="P%",
+    add("--max-latency-change", type=percent, default=0.05, metavar="P%", help="slowdown tolerated (default: 5%%)")
+    add("--max-memory-change", type=percent, default=0.05, metavar="P%",
         help="growth of the peak memory tolerated (default: 5%%)")  # fmt: skip
     add("--max-map-drop", type=_points, default=0.3, metavar="POINTS",
         help="loss of mAP50-95, or of top-1 for a classifier, tolerated, in points of 100 (default: 0.3)")  # fmt: skip
     add("--statistic", choices=tuple(STATISTICS), default="p50",
         help="of the time per image, that is judged (default: p50)")  # fmt: skip
-    add("--run-spread", type=_percent, default=0.02, metavar="P%",
-        help="spread from run to run to assume where few runs tell of it (default: 2%%)")  # fmt: skip
+    add("--run-spread", type=percent, default=0.02, metavar="P%",
+        help="least spread from run to run to assume where few runs tell of it (default: 2%%)")  # fmt: skip
     add("--allow", action="append", choices=field_names(), default=[], metavar="FIELD",
         help=f"let a condition differ: {', '.join(field_names())}; may be given several times")  # fmt: skip
     add("--json", action="store_true", help="print the figures as JSON instead of text")
@@ -175,7 +175,7 @@ class _Comparer:
         return 1 if failed else 0
 
 
-def _percent(text: str) -> float:
+def percent(text: str) -> float:
     """ "5%" or "5" as 0.05."""
     return _number(text.removesuffix("%"), text, "a percentage from 0 to 1000, such as 5%", 1000.0) / 100.0
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from bench.accuracy import paired_bootstrap
+from bench.accuracy import PairedDifference, paired_bootstrap
+from bench.classes_file import read_classes
 from bench.compare_figures import IMPROVED, REGRESSED, WITHIN, Change
 from bench.detections_file import DetectionsFile, read_detections
 from bench.errors import BenchError
-from bench.records import DETECTIONS_NAME, Result
+from bench.records import CLASSES_NAME, DETECTIONS_NAME
 from bench.rows import Row
 
 # Attribute of a result's accuracy to its title: the first that is there is judged.
@@ -24,7 +24,7 @@ def accuracy_change(baseline: Sequence[Row], candidate: Sequence[Row], limit_poi
     """Compare the accuracy of two sides that were scored on the same images.
 
     The same bundle on the same images detects the same, however noisy the machine, so the recorded figures are judged
-    as they stand: a loss beyond the limit is a regression. Where both sides left their detections, the paired bootstrap
+    as they stand: a loss beyond the limit is a regression. Where both sides left what they found, the paired bootstrap
     over the images tells besides how far the difference could be an accident of these images.
 
     Args:
@@ -36,7 +36,7 @@ def accuracy_change(baseline: Sequence[Row], candidate: Sequence[Row], limit_poi
         None where a side has no accuracy.
 
     Raises:
-        BenchError: detections beside a result are not those it was scored by, or cannot be read.
+        BenchError: what lies beside a result is not what it was scored by, or cannot be read.
     """
     name = next(
         (name for name in _FIGURES if all(_value(row, name) is not None for row in (*baseline, *candidate))), ""
@@ -45,7 +45,7 @@ def accuracy_change(baseline: Sequence[Row], candidate: Sequence[Row], limit_poi
         return None
     first, second = (float(np.mean([_value(row, name) for row in rows])) for rows in (baseline, candidate))
     points = _POINTS * (second - first)
-    low, high = _interval(baseline[-1], candidate[-1]) if name == "map50_95" else (None, None)
+    low, high = _interval(baseline[-1], candidate[-1], name)
     verdict = REGRESSED if -points > limit_points else IMPROVED if points > limit_points else WITHIN
     return Change(
         _FIGURES[name], "%", _POINTS * first, _POINTS * second, points, low, high, verdict, limit_points,
@@ -57,30 +57,47 @@ def _value(row: Row, name: str) -> float | None:
     return getattr(row.result.accuracy, name, None)
 
 
-def _interval(baseline: Row, candidate: Row) -> tuple[float | None, float | None]:
+def _interval(baseline: Row, candidate: Row, name: str) -> tuple[float | None, float | None]:
     """Points of candidate minus baseline, 2.5th to 97.5th percentile over resampled images."""
-    files = [_detections(row) for row in (baseline, candidate)]
-    first, second = files
-    if first is None or second is None or first.truths is None or not _same_truth(first, second):
+    found = _map_difference(baseline, candidate) if name == "map50_95" else _top1_difference(baseline, candidate)
+    if found is None:
         return None, None
-    classes = max(len(first.class_names), len(second.class_names))
-    found = paired_bootstrap(second.detections, first.detections, first.truths, classes, _RESAMPLES)
-    recorded = _recorded(candidate.result) - _recorded(baseline.result)
-    if abs(found.difference - recorded) > 1e-6:
+    before, after = _value(baseline, name), _value(candidate, name)
+    assert before is not None
+    assert after is not None
+    if abs(found.difference - (after - before)) > 1e-6:
         raise BenchError(
-            f"{candidate.folder} and {baseline.folder}: the recorded mAP50-95 differs by {recorded:+.6f}, that of "
-            f"their {DETECTIONS_NAME} by {found.difference:+.6f}: one belongs to another run, run the bench again"
+            f"{candidate.folder} and {baseline.folder}: the recorded {_FIGURES[name]} differs by {after - before:+.6f}"
+            f", what lies beside it by {found.difference:+.6f}: one belongs to another run, run the bench again"
         )
     return _POINTS * found.low, _POINTS * found.high
 
 
-def _recorded(result: Result) -> float:
-    return float(getattr(result.accuracy, "map50_95", 0.0))
+def _map_difference(baseline: Row, candidate: Row) -> PairedDifference | None:
+    files = [row.folder / DETECTIONS_NAME for row in (baseline, candidate)]
+    if not all(file.is_file() for file in files):
+        return None
+    first, second = map(read_detections, files)
+    if first.truths is None or not _same_truth(first, second):
+        return None
+    classes = max(len(first.class_names), len(second.class_names))
+    return paired_bootstrap(second.detections, first.detections, first.truths, classes, _RESAMPLES)
 
 
-def _detections(row: Row) -> DetectionsFile | None:
-    file: Path = row.folder / DETECTIONS_NAME
-    return read_detections(file) if file.is_file() else None
+def _top1_difference(baseline: Row, candidate: Row) -> PairedDifference | None:
+    files = [row.folder / CLASSES_NAME for row in (baseline, candidate)]
+    if not all(file.is_file() for file in files):
+        return None
+    first, second = map(read_classes, files)
+    if not np.array_equal(first.truth, second.truth):
+        return None
+    right = [(file.class_ids[:, 0] == file.truth).astype(np.int64) for file in (first, second)]
+    gained = right[1] - right[0]
+    # Images drawn with replacement: only how many gained, lost and stayed matters, and that is multinomial.
+    shares = [float((gained == sign).mean()) for sign in (1, -1, 0)]
+    drawn = np.random.default_rng(0).multinomial(len(gained), shares, size=_RESAMPLES)
+    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / len(gained), [2.5, 97.5])
+    return PairedDifference(float(gained.mean()), float(low), float(high), _RESAMPLES)
 
 
 def _same_truth(first: DetectionsFile, second: DetectionsFile) -> bool:

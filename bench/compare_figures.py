@@ -25,6 +25,7 @@ STATISTICS: Mapping[str, Statistic] = {
 # What the assumed spread counts for beside the measured one, in degrees of freedom: as much as five runs would tell.
 PRIOR_FREEDOM = 4.0
 MEMORY_SPREAD = 0.01
+_PASSES_TO_LEVEL = 5  # over the images, from which on their medians say what differs between them
 _RESAMPLES = 400  # for a standard deviation, which needs fewer than an interval
 
 
@@ -75,7 +76,7 @@ class Ratio:
 
 
 def latency_changes(
-    baseline: Sequence[Row], candidate: Sequence[Row], gated: str, limit: float, assumed_spread: float, paired: bool
+    baseline: Sequence[Row], candidate: Sequence[Row], gated: str, limit: float, assumed: float, paired: bool
 ) -> list[Change]:
     """The statistic of the whole time per image that is judged, and the others for information.
 
@@ -84,21 +85,19 @@ def latency_changes(
         candidate: at least one run.
         gated: the one of `STATISTICS` that is judged.
         limit: relative slowdown tolerated, e.g. 0.05.
-        assumed_spread: see `log_ratio`.
+        assumed: see `log_ratio`.
         paired: see `log_ratio`.
     """
     changes = []
     for name in [gated, *(name for name in ("p50", "p90", "p99") if name != gated)]:
-        figures = [[_statistic(row, STATISTICS[name]) for row in rows] for rows in (baseline, candidate)]
-        within = float(np.mean([_variance_within(row, STATISTICS[name]) for row in (*baseline, *candidate)]))
-        ratio = log_ratio(figures[0], figures[1], within, assumed_spread, paired)
+        figures = [[run_figure(row, name) for row in rows] for rows in (baseline, candidate)]
+        within = float(np.mean([run_variance(row, name) for row in (*baseline, *candidate)]))
+        ratio = log_ratio(figures[0], figures[1], within, assumed, paired)
         changes.append(_judged(name, "ms", 1e3, figures, ratio, limit if name == gated else None))
     return changes
 
 
-def stage_changes(
-    baseline: Sequence[Row], candidate: Sequence[Row], assumed_spread: float, paired: bool
-) -> list[Change]:
+def stage_changes(baseline: Sequence[Row], candidate: Sequence[Row], assumed: float, paired: bool) -> list[Change]:
     """Medians of preprocess, inference and postprocess, which tell where a change comes from."""
     changes = []
     for stage in ("preprocess", "inference", "postprocess"):
@@ -107,7 +106,7 @@ def stage_changes(
             for rows in (baseline, candidate)
         ]
         if min(map(min, figures)) > 0.0:  # a clock too coarse for a short stage
-            ratio = log_ratio(figures[0], figures[1], 0.0, assumed_spread, paired)
+            ratio = log_ratio(figures[0], figures[1], 0.0, assumed, paired)
             changes.append(_judged(f"{stage} p50", "ms", 1e3, figures, ratio, None))
     return changes
 
@@ -123,7 +122,7 @@ def log_ratio(
     baseline: Sequence[float],
     candidate: Sequence[float],
     within_variance: float,
-    assumed_spread: float,
+    assumed: float,
     paired: bool = False,
 ) -> Ratio:
     """Candidate over baseline with its 95 % interval, from one figure per run.
@@ -138,12 +137,12 @@ def log_ratio(
         baseline: the figure of each run, above 0.
         candidate: the figure of each run, above 0.
         within_variance: of one run's logarithm, as far as its own samples show it; adds to the assumption.
-        assumed_spread: standard deviation from run to run, relative, e.g. 0.02.
+        assumed: standard deviation from run to run, relative (see `assumed_spread`).
         paired: take the runs in pairs by their order, which removes what drifts slowly if they were taken in turns;
             as many on both sides.
     """
     first, second = np.log(np.asarray(baseline, np.float64)), np.log(np.asarray(candidate, np.float64))
-    assumed = assumed_spread**2 + within_variance
+    prior = assumed**2 + within_variance
     if paired:
         steps = second - first
         freedom = len(steps) - 1.0
@@ -153,9 +152,58 @@ def log_ratio(
         freedom = len(first) + len(second) - 2.0
         squares = float(((first - first.mean()) ** 2).sum() + ((second - second.mean()) ** 2).sum())
         weight = 1.0 / len(first) + 1.0 / len(second)
-    variance = (PRIOR_FREEDOM * assumed + squares) / (PRIOR_FREEDOM + freedom)
+    variance = (PRIOR_FREEDOM * prior + squares) / (PRIOR_FREEDOM + freedom)
     margin = student_quantile((1.0 + LEVEL) / 2.0, PRIOR_FREEDOM + freedom) * math.sqrt(variance * weight)
     return Ratio(float(second.mean() - first.mean()), margin, math.sqrt(variance))
+
+
+def run_figure(row: Row, statistic: str) -> float:
+    """One of `STATISTICS` of a run's time per image, in seconds."""
+    total = np.asarray(row.result.latency.total_s(), np.float64)
+    return float(STATISTICS[statistic](total[None])[0])
+
+
+def run_variance(row: Row, statistic: str) -> float:
+    """Variance of the logarithm of `run_figure` over block resamples of the run's own samples."""
+    drawn = block_bootstrap(row.result.latency.total_s(), STATISTICS[statistic], _cycle(row), _RESAMPLES)
+    return float(np.log(drawn).var())
+
+
+def _cycle(row: Row) -> int:
+    """After how many samples the timed loop returned to the same image."""
+    cycle = row.result.protocol.get("timed_images")
+    return cycle if isinstance(cycle, int) and cycle > 0 else 1
+
+
+def assumed_spread(baseline: Sequence[Row], candidate: Sequence[Row], least: float, paired: bool = False) -> float:
+    """The spread from run to run to assume: `least`, or more where few runs tell of a load on the machine.
+
+    A run whose typical sample takes longer than its fast ones shared the machine with something, and how much of that
+    a run meets is chance. So where the runs are too few to show their spread (their degrees of freedom are below
+    `PRIOR_FREEDOM`) it is taken to be no less than what lies between the tenth percentile and the median of a run,
+    on average over the runs; what differs between images is taken out first. `bench.studies.repeatability` holds it
+    against real spreads.
+
+    Args:
+        baseline: at least one run.
+        candidate: at least one run.
+        least: relative.
+        paired: whether the runs are taken in pairs.
+    """
+    rows = [*baseline, *candidate]
+    freedom = len(baseline) - 1 if paired else len(rows) - 2
+    return least if freedom >= PRIOR_FREEDOM else max(least, float(np.mean([disturbance(row) for row in rows])))
+
+
+def disturbance(row: Row) -> float:
+    """How far a run's median time per image lies above its tenth percentile, as a logarithm, images set equal."""
+    logs = np.log(np.asarray(row.result.latency.total_s(), np.float64))
+    cycle = _cycle(row)
+    if len(logs) >= _PASSES_TO_LEVEL * cycle:
+        for image in range(cycle):
+            logs[image::cycle] -= np.median(logs[image::cycle])
+    p10, p50 = np.percentile(logs, [10, 50])
+    return float(p50 - p10)
 
 
 def verdict(low: float, high: float, limit: float) -> str:
@@ -190,15 +238,3 @@ def _judged(
         ratio.spread,
         None if limit is None else (1.0 + limit) * math.exp(ratio.margin) - 1.0,
     )
-
-
-def _statistic(row: Row, statistic: Statistic) -> float:
-    return float(statistic(np.asarray(row.result.latency.total_s(), np.float64)[None])[0])
-
-
-def _variance_within(row: Row, statistic: Statistic) -> float:
-    """Variance of the statistic's logarithm over block resamples of the run's own samples."""
-    cycle = row.result.protocol.get("timed_images")
-    total = row.result.latency.total_s()
-    drawn = block_bootstrap(total, statistic, cycle if isinstance(cycle, int) and cycle > 0 else 1, _RESAMPLES)
-    return float(np.log(drawn).var())

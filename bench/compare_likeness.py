@@ -71,6 +71,7 @@ FIELDS: tuple[Field, ...] = (
     Field("conf", _in("protocol", "conf")),
     Field("iou", _in("protocol", "iou")),
     Field("max_det", _in("protocol", "max_det")),
+    Field("top_k", _in("protocol", "top_k")),
     Field("accuracy", _in("protocol", "accuracy")),
     Field("resizer", lambda result: "OpenCV" if "opencv" in result.tools else "Pillow"),
     Field("machine.model", _in("machine", "model")),

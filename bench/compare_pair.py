@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.compare_accuracy import accuracy_change
-from bench.compare_figures import REGRESSED, Change, latency_changes, memory_change, stage_changes
+from bench.compare_figures import (
+    REGRESSED,
+    Change,
+    assumed_spread,
+    latency_changes,
+    memory_change,
+    run_figure,
+    stage_changes,
+)
 from bench.compare_likeness import differences, held_back, remarks
 from bench.compare_sides import Pair
 from bench.rank_tests import mann_whitney
@@ -22,7 +30,7 @@ class Tolerances:
         memory: relative.
         points: of mAP50-95 or top-1 on 0..100.
         statistic: of the time per image that is judged, of `compare_figures.STATISTICS`.
-        run_spread: assumed standard deviation of that from run to run, relative.
+        run_spread: least standard deviation of that from run to run to assume, relative.
         paired: take runs in pairs by their order.
         allowed: fields that may differ, see `compare_likeness.field_names`.
     """
@@ -85,16 +93,16 @@ def compare(pair: Pair, tolerances: Tolerances) -> Comparison:
         unlike.append(f"runs cannot be paired, {len(baseline)} against {len(candidate)}: give as many on both sides")
     if unlike:
         return replace(found, refused=(*unlike, *notes))
-    judged = latency_changes(
-        baseline, candidate, tolerances.statistic, tolerances.latency, tolerances.run_spread, tolerances.paired
-    )
+    assumed = assumed_spread(baseline, candidate, tolerances.run_spread, tolerances.paired)
+    judged = latency_changes(baseline, candidate, tolerances.statistic, tolerances.latency, assumed, tolerances.paired)
     memory = memory_change(baseline, candidate, tolerances.memory, tolerances.paired)
     accuracy = accuracy_change(baseline, candidate, tolerances.points)
     changes = [judged[0], memory, *([accuracy] if accuracy else []), *judged[1:]]
-    changes += stage_changes(baseline, candidate, tolerances.run_spread, tolerances.paired)
-    notes += [_spread_note(len(baseline), len(candidate), judged[0], tolerances)]
+    changes += stage_changes(baseline, candidate, assumed, tolerances.paired)
+    notes += [_spread_note(len(baseline) + len(candidate), judged[0], assumed)]
     notes += remarks(first, second, tolerances.allowed)
-    return replace(found, changes=tuple(changes), remarks=tuple(notes), rank_test_p=_rank_test(baseline, candidate))
+    rank_test_p = _rank_test(baseline, candidate, tolerances.statistic)
+    return replace(found, changes=tuple(changes), remarks=tuple(notes), rank_test_p=rank_test_p)
 
 
 def _unhindered(rows: Sequence[Row], side: str) -> tuple[list[Row], list[str]]:
@@ -110,17 +118,16 @@ def _unhindered(rows: Sequence[Row], side: str) -> tuple[list[Row], list[str]]:
     return kept, notes
 
 
-def _spread_note(baseline: int, candidate: int, change: Change, tolerances: Tolerances) -> str:
+def _spread_note(runs: int, change: Change, assumed: float) -> str:
     assert change.spread is not None
-    measured = baseline + candidate - 2
-    source = (
-        f"{measured + 2} runs and the assumed {100 * tolerances.run_spread:g} %" if measured else "assumed: one run"
-    )
-    detectable = f"; a slowdown of {100 * (change.detectable or 0):.1f} % would have been called"
-    return f"run-to-run spread of {change.figure} {100 * change.spread:.1f} % ({source}){detectable}"
+    assert change.detectable is not None
+    source = f"{runs} runs, assumed {100 * assumed:.1f} %" if runs > 2 else "assumed, one run a side"
+    detectable = f"a slowdown of {100 * change.detectable:.1f} % would have been called"
+    return f"run-to-run spread of {change.figure} {100 * change.spread:.1f} % ({source}); {detectable}"
 
 
-def _rank_test(baseline: Sequence[Row], candidate: Sequence[Row]) -> float | None:
+def _rank_test(baseline: Sequence[Row], candidate: Sequence[Row], statistic: str) -> float | None:
     if min(len(baseline), len(candidate)) < 2:
         return None
-    return mann_whitney([row.p50_s for row in baseline], [row.p50_s for row in candidate]).p_value
+    first, second = ([run_figure(row, statistic) for row in rows] for rows in (baseline, candidate))
+    return mann_whitney(first, second).p_value

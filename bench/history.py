@@ -1,6 +1,7 @@
 """Results kept as files: a folder that grows by one result per run, and the newest ones like a given run.
 
-`DIR/BUNDLE@DEVICE/CREATED-HASH/result.json`, with `detections.npz` beside it. Nothing else is kept: removing a folder
+`DIR/BUNDLE@DEVICE/CREATED-HASH/result.json`, with `detections.npz` or
+`classes.npz` beside it. Nothing else is kept: removing a folder
 removes a run, copying a folder in adds one, and any folder of results serves as a history.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from bench.compare_likeness import differences, held_back
 from bench.compare_sides import group_key
 from bench.errors import BenchError
-from bench.records import DETECTIONS_NAME, RESULT_NAME, read_result
+from bench.records import CLASSES_NAME, DETECTIONS_NAME, RESULT_NAME, read_result
 from bench.rows import Row, result_row
 from deploy.cli import log, one_line, whole_folder
 
@@ -80,8 +81,9 @@ def keep(history: Path, rows: Sequence[Row]) -> list[Path]:
         if not folder.exists():
             with whole_folder(folder) as partial:
                 (partial / RESULT_NAME).write_text(row.result.to_json(), encoding="utf-8")
-                if (row.folder / DETECTIONS_NAME).is_file():
-                    shutil.copyfile(row.folder / DETECTIONS_NAME, partial / DETECTIONS_NAME)
+                for name in (DETECTIONS_NAME, CLASSES_NAME):
+                    if (row.folder / name).is_file():
+                        shutil.copyfile(row.folder / name, partial / name)
         kept.append(folder)
     return kept
 

@@ -1,0 +1,77 @@
+"""Measure a bundle by `bench/run.py` with a known, real slowdown: every image is kept waiting so long, busily.
+
+    python -m bench.studies.slowed SECONDS ARGUMENTS-OF-BENCH-RUN...
+
+The worker is started through this file, which makes `preprocess` of the runtime spin, and then runs the worker
+unchanged: same process, same loop, same clock, nothing in the product knows of it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __package__ in (None, ""):  # started by its path, as the worker: import from the folder above
+    from pathlib import Path as _Path
+
+    sys.path[0] = str(_Path(__file__).resolve().parents[2])
+
+import runpy
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import deploy.runtime
+from devices import LocalDevice
+
+
+class SlowedDevice(LocalDevice):
+    """This machine, with a worker that takes `seconds` longer per image."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    @property
+    def python(self) -> tuple[str, ...]:
+        """What a worker is started with: its own path follows."""
+        return (*super().python, __file__, repr(self._seconds))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code of `bench/run.py`."""
+    import bench.run
+
+    given = list(sys.argv[1:] if argv is None else argv)
+    seconds = float(given[0])
+    with patch.object(bench.run, "open_device", lambda *_, **__: SlowedDevice(seconds)):
+        return bench.run.main(given[1:])
+
+
+def spinning(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """`function`, taking `seconds` longer without giving the processor away."""
+
+    def slowed(*arguments: Any, **named: Any) -> Any:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            pass
+        return function(*arguments, **named)
+
+    return slowed
+
+
+def _work(seconds: float, worker: str, arguments: Sequence[str]) -> None:
+    """Be the worker, slowed."""
+    for name in ("Detector", "Classifier"):
+        kind = getattr(deploy.runtime, name, None)
+        if kind is not None:
+            kind.preprocess = spinning(kind.preprocess, seconds)
+    sys.argv = [worker, *arguments]
+    runpy.run_path(worker, run_name="__main__")
+
+
+if __name__ == "__main__":
+    if __package__ is None:  # started by its path: seconds, the worker, its arguments
+        _work(float(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    else:
+        sys.exit(main())

@@ -7,8 +7,10 @@ spinning.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -32,6 +34,7 @@ Request = Mapping[str, Any]
 
 def main() -> int:
     """Serve requests until stdin ends; returns the exit code."""
+    _end_with_host()
     answers = _claimed_stdout()
     worker: Worker | None = None
     for line in sys.stdin:
@@ -128,6 +131,13 @@ class Worker:
         if index not in self._decoded:
             self._decoded[index] = self.contender.in_its_order(read_image(self._paths[index]))
         return self._decoded[index]
+
+
+def _end_with_host() -> None:
+    """Have the kernel end this process when the host dies: stopped by SIGSTOP, it would stay for good."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _threads_of_process() -> int | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -235,3 +239,24 @@ def test_a_worker_that_cannot_open_its_contender_says_why(tmp_path: Path) -> Non
     request = {"kind": "bundle", "model": str(tmp_path / "none"), "cpus": 1, "images": []}
     with pytest.raises(BenchError, match=r"ours: BundleError: .*none"):
         WorkerProcess("ours", request, tmp_path / "log")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="by prctl(2)")
+def test_a_stopped_worker_ends_with_its_host(
+    make_bundle: Callable[..., Path], images: list[str], tmp_path: Path
+) -> None:
+    request = {
+        "kind": "bundle", "model": str(make_bundle(tmp_path / "bundle")), "threads": 1, "cpus": 1,
+        "conf": 0.25, "iou": 0.7, "max_det": 300, "images": images,
+    }  # fmt: skip
+    host = (
+        "import os, sys, json; from pathlib import Path; from bench.studies.runtime_process import WorkerProcess\n"
+        f"worker = WorkerProcess('w', json.loads({json.dumps(json.dumps(request))}), Path({str(tmp_path / 'log')!r}))\n"
+        "print(worker._process.pid, flush=True); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", host], capture_output=True, text=True, check=True)
+    worker = Path("/proc") / done.stdout.strip()
+    deadline = time.monotonic() + 20
+    while worker.exists() and "Z" not in (worker / "stat").read_text().split()[2] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not worker.exists() or (worker / "stat").read_text().split()[2] == "Z"

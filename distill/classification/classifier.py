@@ -26,6 +26,10 @@ class Classifier(nn.Module):
         layers: where feature maps and the embedding are read.
     """
 
+    mean: Tensor
+    std: Tensor
+    luma: Tensor
+
     def __init__(
         self,
         network: nn.Module,

@@ -147,7 +147,7 @@ class _Training:
                     "lower the rate with --set lr=..., or a weight; the epochs before are kept"
                 )
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             if settings.clip:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.learner.parameters(), settings.clip)

@@ -104,7 +104,7 @@ class TrainingImages:
         """
         view = epoch % self.views if self.views else epoch
         order = epoch_order(len(self.pixels), self.seed, epoch)
-        parts = [part[: len(part) - len(part) % world] for part in order.split(batch)]
+        parts = [part[: len(part) - len(part) % world] for part in torch.split(order, batch)]
         parts = [part[rank::world] for part in parts if len(part) >= 2 * world]
         shared = torch.cat(parts) if parts else order[:0]
         yield from self._batches(shared, batch // world, view)

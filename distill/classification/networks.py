@@ -111,7 +111,7 @@ def _timm(name: str, outputs: int, pretrained: bool) -> tuple[nn.Module, dict[st
     if importlib.util.find_spec("timm") is None:
         instead = ", or take torchvision's resnet50 (V1.5: not pre-activated)" if name == "resnetv2_50" else ""
         raise DistillError(f"timm:{name} needs timm, which is not installed: pip install timm{instead}")
-    import timm
+    import timm  # type: ignore[import-not-found,unused-ignore]
 
     if not timm.is_model(name):
         raise DistillError(

@@ -87,12 +87,12 @@ class Pixels:
 
     def batches(self, order: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (positions, pixels) for consecutive parts of ``order``, the last one perhaps smaller."""
-        parts = order.split(batch)
+        parts = torch.split(order, batch)
         if self._decoded is not None:
             for positions in parts:
                 yield positions, self._decoded[positions]
             return
-        loader = DataLoader(
+        loader: Any = DataLoader(
             _Decoder(self._split, self._frame),
             batch_sampler=[[int(i) for i in part] for part in parts],
             num_workers=self._workers,
@@ -107,8 +107,12 @@ class _Decoder(DatasetFolder):  # type: ignore[misc]
     def __init__(self, split: Split, frame: Frame) -> None:
         """Take the files and labels as they are, without walking the folders again."""
         self.samples = [(str(path), int(label)) for path, label in zip(split.files, split.labels, strict=True)]
-        self.loader = lambda path: torch.from_numpy(frame.read(Path(path)).copy()).permute(2, 0, 1)
+        self._frame = frame
         self.transform = self.target_transform = None
+
+    def loader(self, path: str) -> Tensor:
+        """Decode one image, shape (3, height, width); a method, because loading processes must be able to pickle it."""
+        return torch.from_numpy(self._frame.read(Path(path)).copy()).permute(2, 0, 1)
 
 
 def _decode_all(split: Split, frame: Frame) -> Tensor:

@@ -78,7 +78,7 @@ def export_program(student: Classifier, path: Path, *, height: int, width: int) 
         DistillError: when what is read back answers otherwise than the network.
     """
     model = copy.deepcopy(student).cpu().float().eval()
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to(memory_format=torch.contiguous_format)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         images = torch.rand(3, 3, height, width)

@@ -97,7 +97,7 @@ def _digits() -> Iterator[Sample]:
     The first 1,347 are the training set: scikit-learn keeps the writers of the original test set in order.
     """
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
         raise DistillError(
             "data digits comes with scikit-learn, which is not installed: pip install scikit-learn"

@@ -55,7 +55,7 @@ def find_layers(network: nn.Module, example: Tensor) -> Layers:
             seen[tuple(output.shape[2:])] = (name, output.shape[1])
 
     handles = [
-        module.register_forward_hook(lambda m, i, o, name=name: look(name, m, i, o))  # type: ignore[misc]
+        module.register_forward_hook(lambda m, i, o, name=name: look(name, m, i, o))
         for name, module in network.named_modules()
         if name
     ]
@@ -91,7 +91,7 @@ def tapped(network: nn.Module, layers: Layers) -> Iterator[dict[str, Tensor]]:
     def keep_head(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         embedding = inputs[0]
         if layers.positions > 1:
-            embedding = embedding.unflatten(1, (layers.dim, layers.positions)).mean(dim=2)
+            embedding = embedding.reshape(len(embedding), layers.dim, layers.positions).mean(dim=2)
         found["embedding"], found["logits"] = embedding, output
 
     handles = [network.get_submodule(name).register_forward_hook(keep_map(name)) for name in layers.maps]

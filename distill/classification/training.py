@@ -89,12 +89,12 @@ def _check(recipe: ClassRecipe, data: ImageFolder) -> None:
     """Refuse what cannot work, before anything is written."""
     find_method(recipe.method)
     frame = frame_of(recipe)
-    size = {"height": frame.height, "width": frame.width}
-    build_classifier(recipe.student, classes=len(data.names), **size)
+    classes, height, width = len(data.names), frame.height, frame.width
+    build_classifier(recipe.student, classes=classes, height=height, width=width)
     for source in recipe.teachers:
         if is_trained(source):
-            load_classifier(source, data.names, **size)
+            load_classifier(source, data.names, height=height, width=width)
         else:
-            build_classifier(source, classes=len(data.names), **size)
+            build_classifier(source, classes=classes, height=height, width=width)
     if recipe.batch < 2:
         raise DistillError(f"--batch {recipe.batch}: expected 2 or more, batch norm needs several images")

@@ -77,7 +77,7 @@ class FriendlyTeacher(Learner):
     def _branch(self, index: int, images: Tensor, features: Tensor) -> Tensor:
         """Logits of the student whose map ``index`` is the teacher's."""
         branch = self.branches[index]
-        network, name = branch.network, self._names[index]  # type: ignore[union-attr]
+        network, name = branch.network, self._names[index]
         size = self._size(index, images)
         transformed = self.transforms[index](F.adaptive_avg_pool2d(features, size))
         with replaced(network, name, transformed):  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="default: all three")
     parser.add_argument("--threads", type=positive_whole_number, default=2, help="of every contender (default: 2)")
     parser.add_argument("--rounds", type=positive_whole_number, default=10, help="default: %(default)s")
-    parser.add_argument("--images", type=positive_whole_number, default=30, help="of a round (default: %(default)s)")
+    parser.add_argument("--images", type=positive_whole_number, default=20, help="of a round (default: %(default)s)")
     parser.add_argument("--calibration-images", type=positive_whole_number, default=48, help="at most (default: 48)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all three")
     parser.add_argument(

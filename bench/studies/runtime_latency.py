@@ -202,7 +202,7 @@ def _rounds(
         for entrant in entrants if number % 2 == 0 else reversed(entrants):
             samples[entrant.name].append(workers[entrant.name].ask({"do": "time", "images": indices}))
         for entrant in entrants:
-            if entrant.side == OURS:
+            if entrant.side == OURS and not entrant.request.get("options"):
                 engine[entrant.name].append(workers[entrant.name].ask({"do": "engine", "images": indices}))
     first = round_indices(0, per_round, images)
     timings = []

@@ -120,7 +120,7 @@ def _overhead_verdicts(cell: Cell) -> Iterator[Verdict]:
     target = OVERHEAD_TARGETS[cell.imgsz]
     for timing in cell.timings:
         found = overhead(timing)
-        if found is None or timing.entrant.request.get("options"):
+        if found is None:
             continue
         met = f"{ceil_to(found.median, 3)} [{ceil_to(found.low, 3)}, {ceil_to(found.high, 3)}]"
         what = f"{cell_name(cell)}: total of {timing.entrant.name} over the engine's call"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bench.wire import encode_classes, encode_detections
 from deploy.bundle import Manifest
-from deploy.runtime import Classifier, Detector, Engine
+from deploy.runtime import Classifier, Detector, Engine, Segmenter
 
 # What validation uses: a score threshold so low that the whole precision-recall curve is there.
 _DETECTION_ACCURACY: Mapping[str, Any] = {"conf": 0.001, "iou": 0.7, "max_det": 300, "multi_label": True}
@@ -20,7 +20,7 @@ _CLASS_ACCURACY: Mapping[str, Any] = {"top_k": 5}
 
 @dataclass(frozen=True)
 class Stages:
-    """The three stages of a bundle's task, by the path that a call of its `Detector` or `Classifier` takes.
+    """The three stages of a bundle's task, by the path that a call of its `Detector`, … takes.
 
     Attributes:
         preprocess: an image to the network's input and whatever else `postprocess` needs.
@@ -45,14 +45,15 @@ def timed_stages(engine: Engine, manifest: Manifest) -> Stages:
 
         return Stages(fit, classifier.run, classifier.postprocess, {"top_k": classifier.top_k})
     usual = manifest.thresholds
-    detector = Detector.with_engine(engine, manifest, usual.conf, usual.iou, usual.max_det)
-    buffer = detector.new_buffer()
+    settings = {"conf": usual.conf, "iou": usual.iou, "max_det": usual.max_det}
+    opener: type[Segmenter] | type[Detector] = Segmenter if manifest.task == "segment" else Detector
+    model = opener.with_engine(engine, manifest, usual.conf, usual.iou, usual.max_det)
+    buffer = model.new_buffer()
 
     def letterbox(image: NDArray[np.uint8]) -> tuple[Any, ...]:
-        return detector.preprocess(image, buffer)
+        return model.preprocess(image, buffer)
 
-    settings = {"conf": usual.conf, "iou": usual.iou, "max_det": usual.max_det}
-    return Stages(letterbox, detector.run, detector.postprocess, settings)
+    return Stages(letterbox, model.run, model.postprocess, settings)
 
 
 def accuracy_settings(manifest: Manifest) -> Mapping[str, Any]:
@@ -61,7 +62,10 @@ def accuracy_settings(manifest: Manifest) -> Mapping[str, Any]:
 
 
 def recorder(engine: Engine, manifest: Manifest) -> Callable[[int, str], dict[str, Any]]:
-    """What makes the record of an image of the scored pass from its index and its file; see `bench.wire`."""
+    """What makes the record of an image of the scored pass from its index and its file; see `bench.wire`.
+
+    Of a segmenter the boxes are scored.
+    """
     settings = accuracy_settings(manifest)
     if manifest.task == "classify":
         classifier = Classifier.with_engine(engine, manifest, **settings)

@@ -19,10 +19,28 @@ from deploy.errors import VerificationError
 from deploy.graph import CLASS_LOGIT_FLOOR, Graph
 from deploy.image_folder import ClassificationDataset, few, load_image_folder
 from deploy.reference import TorchEngine, reference_manifest
-from deploy.runtime import Classifier, Detections, Detector, Engine, default_threads, load_engine, read_image
+from deploy.runtime import (
+    Classifier,
+    Detections,
+    Detector,
+    Engine,
+    Segmentation,
+    Segmenter,
+    default_threads,
+    load_engine,
+    read_image,
+)
 from deploy.steps import step
 
-__all__ = ["Drift", "TorchEngine", "checkpoint_detector", "image_truths", "scoring_detector", "verify_bundle"]
+__all__ = [
+    "Drift",
+    "TorchEngine",
+    "checkpoint_detector",
+    "image_truths",
+    "mask_agreement",
+    "scoring_detector",
+    "verify_bundle",
+]
 
 # What ultralytics' `val` uses: every candidate counts towards the precision-recall curve.
 SCORING_CONF, SCORING_IOU, SCORING_MAX_DET = 0.001, 0.7, 300
@@ -51,7 +69,7 @@ def verify_bundle(
 
     Returns:
         The manifest's `verified`: metrics in 0..1, `drop_points` in points (0..100, negative for a gain), drift in
-        logits per output of the graph.
+        logits per output of the graph; for a segmenter also `mask_iou` in 0..1, see `mask_agreement`.
 
     Raises:
         VerificationError: the bundle loses more than `max_drop_points`, its outputs are not finite, or the data set
@@ -60,6 +78,7 @@ def verify_bundle(
     """
     dataset: DetectionDataset | ClassificationDataset
     if graph.task == "classify":
+        agreement = None
         dataset = load_image_folder(data, split).with_classes(graph.class_names).subset(image_count)
         with step(f"verifying on {len(dataset)} images of {dataset.name}"):
             figures, drift = _compare_classes(bundle, graph, dataset)
@@ -67,7 +86,7 @@ def verify_bundle(
     else:
         dataset = _validation_set(data, graph, image_count)
         with step(f"verifying on {len(dataset)} images of {dataset.name}"):
-            scores, drift = _compare(bundle, graph, dataset)
+            scores, drift, agreement = _compare(bundle, graph, dataset)
         figures = tuple({"map50_95": one.map50_95, "map50": one.map50} for one in scores)
         metric, other = "map50_95", "map50"
     student, compiled = figures
@@ -80,6 +99,7 @@ def verify_bundle(
         **{f"student_{name}": student[name] for name in (metric, other)},
         **{f"bundle_{name}": compiled[name] for name in (metric, other)},
         "drop_points": drop_points,
+        **({} if agreement is None else {"mask_iou": agreement}),
         "drift": {name: {"mean_abs": one.mean_abs, "max_abs": one.max_abs} for name, one in drift.items()},
     }
 
@@ -135,13 +155,28 @@ def _validation_set(data_yaml: Path, graph: Graph, image_count: int) -> Detectio
     return dataset
 
 
-def _compare(bundle: Bundle, graph: Graph, dataset: DetectionDataset) -> tuple[tuple[Scores, Scores], dict[str, Drift]]:
+def mask_agreement(student: Segmentation, bundle: Segmentation) -> list[float]:
+    """For each of a student's detections the best mask IoU, 0..1, with one of a bundle's of its class; 0 without."""
+    best = []
+    for mask, class_id in zip(student.masks, student.class_ids, strict=True):
+        alike = bundle.masks[bundle.class_ids == class_id]
+        shared = (alike & mask).sum(axis=(1, 2))
+        best.append(float((shared / np.maximum((alike | mask).sum(axis=(1, 2)), 1)).max(initial=0.0)))
+    return best
+
+
+def _compare(
+    bundle: Bundle, graph: Graph, dataset: DetectionDataset
+) -> tuple[tuple[Scores, Scores], dict[str, Drift], float | None]:
+    """Scores of the student and of the bundle, drift per output and, of a segmenter, the agreement of the masks."""
     manifest = bundle.manifest
     reference = checkpoint_detector(graph, manifest.input.height)
     images = [reference.preprocess(read_image(labelled.path)) for labelled in dataset.images]
     # One network after the other: two thread pools that wait by spinning slow each other down many times over.
     expected = [reference.engine.infer(pixels) for pixels, _ in images]
     compiled = scoring_detector(load_engine(bundle, default_threads()), manifest)
+    segmenters = _segmenters(reference, compiled) if graph.task == "segment" else None
+    agreements: list[float] = []
     found: tuple[list[Detections], list[Detections]] = ([], [])
     drifts: list[list[tuple[float, float]]] = []
     for (pixels, geometry), tensors in zip(images, expected, strict=True):
@@ -149,11 +184,21 @@ def _compare(bundle: Bundle, graph: Graph, dataset: DetectionDataset) -> tuple[t
         drifts.append([_distance(*one) for one in zip(graph.outputs, tensors, raw, strict=True)])
         found[0].append(reference.postprocess(tensors, geometry))
         found[1].append(compiled.postprocess(raw, geometry))
+        if segmenters is not None:
+            masked = segmenters[0].postprocess(tensors, geometry), segmenters[1].postprocess(raw, geometry)
+            agreements += mask_agreement(*masked)
     compiled.close()
     truths = image_truths(dataset, [(geometry.source_width, geometry.source_height) for _, geometry in images])
     student, bundled = (score(detections, truths, len(dataset.class_names)) for detections in found)
     names = [output.name for output in graph.outputs]
-    return (student, bundled), dict(zip(names, map(_overall, zip(*drifts, strict=True)), strict=True))
+    drift = dict(zip(names, map(_overall, zip(*drifts, strict=True)), strict=True))
+    return (student, bundled), drift, float(np.mean(agreements)) if agreements else None
+
+
+def _segmenters(reference: Detector, compiled: Detector) -> tuple[Segmenter, Segmenter]:
+    """Both networks with the thresholds that a user gets: a mask is looked at, not ranked."""
+    first, second = (Segmenter.with_engine(one.engine, one.manifest) for one in (reference, compiled))
+    return first, second
 
 
 def _compare_classes(

@@ -7,6 +7,7 @@ from deploy.runtime.draw import draw_detections
 from deploy.runtime.engine import Engine, load_engine
 from deploy.runtime.image import image_size, read_image
 from deploy.runtime.letterbox import Letterbox, letterbox
+from deploy.runtime.segmenter import Segmentation, Segmenter
 
 __all__ = [
     "Classification",
@@ -15,6 +16,8 @@ __all__ = [
     "Detector",
     "Engine",
     "Letterbox",
+    "Segmentation",
+    "Segmenter",
     "default_threads",
     "draw_detections",
     "image_size",

@@ -91,6 +91,7 @@ FIELDS: tuple[Field, ...] = (
 _REMARKED: tuple[Field, ...] = (
     Field("bundle", lambda result: f"{result.bundle.get('name')} ({str(result.bundle.get('sha256'))[:12]})"),
     Field("device", lambda result: result.device),
+    Field("model_cache", _in("executed", "model_cache")),
     Field("system", _in("machine", "system")),
     Field("kernel", _in("machine", "kernel")),
     Field("min_seconds", _in("protocol", "min_seconds")),

@@ -234,6 +234,19 @@ def test_memory_is_judged(run: MakeRun, capsys: Capture) -> None:
     assert _compared(capsys, "before", "after", "--gate", "--max-memory-change", "15%")["passed"]
 
 
+def test_memory_of_a_compiled_and_of_a_cached_model_is_not_compared(run: MakeRun, capsys: Capture) -> None:
+    run("before", 1, executed={"model_cache": "stored"}, peak_rss_bytes=90_000_000)
+    run("after", 2, executed={"model_cache": "loaded"}, peak_rss_bytes=100_000_000)
+    found = _compared(capsys, "before", "after", "--gate")
+    assert _figure(found, "peak RSS")["verdict"] == "shown"
+    assert "differs, model_cache: stored against loaded" in found["comparisons"][0]["remarks"]
+    for seed in (3, 4):
+        run("before", seed, executed={"model_cache": "loaded"}, peak_rss_bytes=80_000_000)
+    change = _figure(_compared(capsys, "before", "after", "--gate", code=1), "peak RSS")
+    assert change["baseline"] == pytest.approx(80.0)
+    assert change["verdict"] == "regressed"
+
+
 def test_other_statistics_can_be_judged_and_stages_are_shown(run: MakeRun, capsys: Capture) -> None:
     for seed in range(5):
         run("before", seed)

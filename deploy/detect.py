@@ -28,7 +28,7 @@ from deploy.cli import (
 from deploy.dataset import IMAGE_SUFFIXES, image_files
 from deploy.errors import BundleError, DatasetError, DeployError, SourceError
 from deploy.findings import Finding, as_record, as_text, draw
-from deploy.runtime import Classifier, Detector
+from deploy.runtime import Classifier, Detector, Segmenter
 from deploy.runtime.recording import VideoWriter
 from deploy.runtime.sources import VIDEO_SUFFIXES, Camera, Frame, ImageFiles, Source, VideoFile
 from deploy.runtime.stream import FailedFrame, Stream
@@ -138,7 +138,7 @@ def _detect(arguments: argparse.Namespace) -> int:
 class _Run:
     """All jobs of one command, and how they ended."""
 
-    def __init__(self, model: Detector | Classifier, arguments: argparse.Namespace) -> None:
+    def __init__(self, model: Detector | Segmenter | Classifier, arguments: argparse.Namespace) -> None:
         self._model = model
         self._json = arguments.json
         self._most = arguments.frames
@@ -265,7 +265,7 @@ def _newest_bundle() -> Path:
     return bundles[0]
 
 
-def _model(bundle: Bundle, arguments: argparse.Namespace) -> Detector | Classifier:
+def _model(bundle: Bundle, arguments: argparse.Namespace) -> Detector | Segmenter | Classifier:
     given = {name: getattr(arguments, name) for name in ("conf", "iou", "max_det")}
     if bundle.manifest.task == "classify":
         if given["conf"] is not None or given["iou"] is not None:
@@ -274,6 +274,8 @@ def _model(bundle: Bundle, arguments: argparse.Namespace) -> Detector | Classifi
         return Classifier(bundle, **top_k, threads=arguments.threads)
     defaults = bundle.manifest.thresholds
     chosen = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
+    if bundle.manifest.task == "segment":
+        return Segmenter(bundle, **chosen, threads=arguments.threads)
     return Detector(bundle, **chosen, threads=arguments.threads)
 
 

@@ -17,9 +17,11 @@ if TYPE_CHECKING:  # at run time Pillow is imported when the first image is draw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
     from deploy.runtime.classifier import Classification
+    from deploy.runtime.segmenter import Segmentation
 
 _WHITE = (255, 255, 255)
 _SHOWN_CLASSES = 3
+_MASK_OPACITY = 0.45
 
 
 def draw_detections(image: NDArray[np.uint8], detections: Detections, class_names: Sequence[str]) -> NDArray[np.uint8]:
@@ -48,6 +50,26 @@ def draw_detections(image: NDArray[np.uint8], detections: Detections, class_name
         text_height = draw.textbbox((0, 0), text, font=font)[3] + 2
         _label(draw, font, text, left, top - text_height if top >= text_height else top, colour)
     return np.asarray(canvas)
+
+
+def draw_segmentation(
+    image: NDArray[np.uint8], segmentation: Segmentation, class_names: Sequence[str]
+) -> NDArray[np.uint8]:
+    """A copy of `image` with each object's mask in its class's colour, half transparent, and as `draw_detections`.
+
+    Args:
+        image: (height, width, 3) uint8 RGB.
+        segmentation: boxes and masks in pixels of `image`.
+        class_names: index is the class id; an id beyond them is written as a number.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    tinted = image.copy()
+    for index in reversed(range(len(segmentation))):  # best on top
+        mask, colour = segmentation.masks[index], np.array(class_colour(int(segmentation.class_ids[index])))
+        tinted[mask] = np.rint((1 - _MASK_OPACITY) * image[mask] + _MASK_OPACITY * colour)
+    return draw_detections(tinted, segmentation, class_names)
 
 
 def draw_classification(

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _setup(arguments: argparse.Namespace) -> None:
     name = arguments.name
-    given = (arguments.venv or f"~/venv-{arguments.engine}").rstrip("/")
+    given = f"~/venv-{arguments.engine}" if arguments.venv is None else arguments.venv.rstrip("/")
     order = Order(arguments.engine, given, arguments.python is None, arguments.wheels, arguments.offline)
     device = open_device(name, arguments.inventory, arguments.python)
     try:

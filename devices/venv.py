@@ -195,9 +195,11 @@ def _installed(venv: Path, requirements: list[str], wheels: str | None, host: Ho
     said = " / ".join(line[7:] for line in lines if line.startswith("ERROR: ")) or " / ".join(lines[-3:])
     everything = "\n".join(lines)
     advice = next((advice for word, advice in _PIP_ADVICE if word in everything), "")
-    if not advice and "No matching distribution" in said and not last:
-        _say(f"no {requirements[0]} for this machine, trying the next choice")
-        return False
+    if not advice and "No matching distribution" in said:
+        if not last:
+            _say(f"no {requirements[0]} for this machine, trying the next choice")
+            return False
+        advice = ": it is not published for this machine and Python"
     if code < 0 and not said:
         said = _killed(code)
     raise VenvError(f"pip install {' '.join(requirements)} failed ({said[-300:] or _killed(code)}){advice}")
@@ -210,7 +212,6 @@ _PIP_ADVICE = (
     ("NewConnectionError", ": it does not reach a package index: add --offline"),
     ("Temporary failure in name resolution", ": it does not reach a package index: add --offline"),
     ("ConnectTimeoutError", ": it does not reach a package index: add --offline"),
-    ("from versions: none", ": no wheel of it fits this machine"),
 )
 
 
@@ -264,10 +265,11 @@ def _must(argv: list[str], host: Host, name: str) -> None:
 
 def _absolute(venv: str) -> Path:
     path = Path.home() / venv[2:] if venv.startswith("~/") else Path(venv)
-    # A venv's settings are a file of lines, so its path must be one.
-    odd = ".." in path.parts or any(ord(character) < 32 for character in venv)
-    if odd or not path.is_absolute() or path in (Path.home(), Path("/")):
+    if not path.is_absolute() or path in (Path.home(), Path("/")):
         raise VenvError(f"{venv!r} is no place for a venv: give ~/NAME or an absolute path")
+    # Its settings are a file of lines, and the scripts that venv and pip write hold the path between double quotes.
+    if ".." in path.parts or any(character in '"$`\\\x7f' or ord(character) < 32 for character in venv):
+        raise VenvError(f'{venv!r} is no place for a venv: its own scripts would misread .. or any of "$`\\ in it')
     return path
 
 

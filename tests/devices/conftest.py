@@ -184,10 +184,11 @@ def wheel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_wheel(
         folder, "onnxruntime-1.31.0-py3-none-any", {"onnxruntime.py": _PROVIDERS}, requires=["numpy", "flatbuffers"]
     )
-    write_wheel(folder, "flatbuffers-25.1-py2.py3-none-any", {"flatbuffers.py": "", "bin.txt": ""}, script="flat")
+    write_wheel(folder, "flatbuffers-25.1-py2.py3-none-any", {"flatbuffers.py": _MAIN}, script="flatbuffers")
     return folder
 
 
+_MAIN = "def main(): print('the script runs')\n"
 _PROVIDERS = "def get_available_providers(): return ['CPUExecutionProvider']\n"
 
 

@@ -43,6 +43,12 @@ def coco_mini() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cifar10_mini() -> Path:
+    """Folder of the CIFAR-10 sample: train/ and test/ of class folders."""
+    return _need("data/cifar10-mini")
+
+
+@pytest.fixture(scope="session")
 def bccd() -> Path:
     """Folder of the blood-cell data set, with bccd.yaml."""
     return _need("data/bccd")

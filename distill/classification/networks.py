@@ -140,7 +140,7 @@ def _ultralytics(name: str, outputs: int) -> nn.Module:
     head = config["head"][-1][2] if isinstance(config, dict) and config.get("head") else "no"
     if head != "Classify":
         raise DistillError(f"network {name!r} has a {head} head: expected a classifier such as yolov8n-cls.pt")
-    network: nn.Module = ClassificationModel(config, ch=3, nc=outputs, verbose=False)
+    network: nn.Module = ClassificationModel({**config, "nc": outputs}, ch=3, nc=outputs, verbose=False)
     if checkpoint is not None:
         load_matching(network, checkpoint.state_dict(), name)
     return network

@@ -104,8 +104,9 @@ def _of_this_tool(described: Path, names: Sequence[str], height: int, width: int
 
 def _of_ultralytics(path: Path, names: Sequence[str], height: int, width: int) -> tuple[Classifier, str]:
     model: Any = load_weights(path, "teacher")
-    if getattr(model, "task", None) != "classify":
-        raise DistillError(f"teacher {path} is of task {getattr(model, 'task', None)!r}: expected a -cls checkpoint")
+    head = type(model.model[-1]).__name__
+    if head != "Classify":
+        raise DistillError(f"teacher {path} has a {head} head, expected a classifier: give a -cls checkpoint")
     _check_names([str(model.names[k]) for k in sorted(model.names)], names, str(path))
     classifier = Classifier(model, str(path), height=height, width=width, mean=(0.0,) * 3, std=(1.0,) * 3)
     return classifier, file_sha256(path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.accuracy import PairedDifference, paired_bootstrap
+from bench.accuracy import ImageDetections, ImageTruth, PairedDifference, paired_bootstrap
 from bench.classes_file import read_classes
 from bench.compare_figures import IMPROVED, REGRESSED, WITHIN, Change
 from bench.detections_file import DetectionsFile, read_detections
@@ -80,8 +80,12 @@ def _map_difference(baseline: Row, candidate: Row) -> PairedDifference | None:
     first, second = map(read_detections, files)
     if first.truths is None or not _same_truth(first, second):
         return None
-    classes = max(len(first.class_names), len(second.class_names))
+    classes = 1 + max(int(one.class_ids.max(initial=0)) for file in (first, second) for one in _labelled(file))
     return paired_bootstrap(second.detections, first.detections, first.truths, classes, _RESAMPLES)
+
+
+def _labelled(file: DetectionsFile) -> list[ImageDetections | ImageTruth]:
+    return [*file.detections, *(file.truths or ())]
 
 
 def _top1_difference(baseline: Row, candidate: Row) -> PairedDifference | None:

@@ -200,7 +200,7 @@ def assumed_spread(baseline: Sequence[Row], candidate: Sequence[Row], least: flo
     """The spread from run to run to assume: `least`, or more where few runs tell of a load on the machine.
 
     A run whose typical sample takes longer than its fast ones shared the machine with something, and how much of that
-    a run meets is chance. So where the runs are too few to show their spread (their degrees of freedom are below
+    a run meets is chance. So where the runs are too few to show their spread (their degrees of freedom do not exceed
     `PRIOR_FREEDOM`) it is taken to be no less than what lies between the tenth percentile and the median of a run,
     on average over the runs; what differs between images is taken out first. `bench.studies.repeatability` holds it
     against real spreads.
@@ -213,7 +213,7 @@ def assumed_spread(baseline: Sequence[Row], candidate: Sequence[Row], least: flo
     """
     rows = [*baseline, *candidate]
     freedom = len(baseline) - 1 if paired else len(rows) - 2
-    return least if freedom >= PRIOR_FREEDOM else max(least, float(np.mean([disturbance(row) for row in rows])))
+    return least if freedom > PRIOR_FREEDOM else max(least, float(np.mean([disturbance(row) for row in rows])))
 
 
 def disturbance(row: Row) -> float:

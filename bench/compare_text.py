@@ -47,15 +47,15 @@ def _number(change: Change, value: float) -> str:
 
 
 def _change(change: Change) -> str:
-    return f"{change.change:+.2f} points" if change.spread is None else f"{100 * change.change:+.1f} %"
+    return f"{change.change:+z.2f} points" if change.spread is None else f"{100 * change.change:+z.1f} %"
 
 
 def _interval(change: Change) -> str:
     if change.low is None or change.high is None:
         return ""
     if change.spread is None:
-        return f"[{change.low:+.2f}, {change.high:+.2f}]"
-    return f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+        return f"[{change.low:+z.2f}, {change.high:+z.2f}]"
+    return f"[{100 * change.low:+z.1f}, {100 * change.high:+z.1f}]"
 
 
 def _verdict(change: Change) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +187,21 @@ def test_one_run_a_side_says_that_it_cannot_tell(run: MakeRun, capsys: Capture) 
     # Known to be a quiet machine, it can.
     found = _compared(capsys, "before", "after", "--gate", "--run-spread", "0.2%", "--max-latency-change", "3", code=1)
     assert _figure(found, "p50")["verdict"] == "regressed"
+
+
+@pytest.mark.parametrize(("loaded", "says"), [(0.0, "regressed"), (0.4, "unclear")])
+def test_one_run_a_side_under_a_load_that_comes_and_goes_is_no_evidence(
+    loaded: float, says: str, run: MakeRun, capsys: Capture
+) -> None:
+    random = np.random.default_rng(0)
+    for side, seed, level in (("before", 1, 0.008), ("after", 2, 0.0104)):
+        total = level * (1 + random.uniform(0, 0.01, 200) + loaded * (random.random(200) < 0.7))
+        stages = (tuple((share * total).tolist()) for share in (0.1, 0.8, 0.1))
+        run(side, seed, latency=Latency(*stages))
+    change = _figure(_compared(capsys, "before", "after", "--gate", code=int(says == "regressed")), "p50")
+    assert change["change"] == pytest.approx(0.3, abs=0.01)
+    assert change["verdict"] == says
+    assert change["spread"] == pytest.approx(0.34 if loaded else 0.02, abs=0.02)
 
 
 def test_the_interval_of_a_ratio_is_students_where_nothing_is_assumed() -> None:
@@ -523,6 +540,18 @@ def test_files_under_any_name_are_results_too(run: MakeRun, capsys: Capture) -> 
     (before / "result.json").rename("baseline.json")
     found = _compared(capsys, "baseline.json", str(after / "result.json"))
     assert found["comparisons"][0]["baseline_runs"] == 1
+
+
+def test_it_runs_by_its_path_from_anywhere(run: MakeRun, tmp_path: Path) -> None:
+    run("before", 1)
+    run("after", 2)
+    script = Path(__file__).resolve().parents[2] / "bench" / "compare.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "before", "after"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cells-onnx-int8: 1 against 1 run\n")
+    assert done.stderr.endswith("next: python -m bench.report before after\n")
 
 
 def test_several_baselines_are_taken_together(run: MakeRun, capsys: Capture) -> None:

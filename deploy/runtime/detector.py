@@ -19,6 +19,7 @@ from deploy.runtime.image import read_image
 from deploy.runtime.letterbox import InputBuffer, Letterbox
 from deploy.runtime.nms import nms
 from deploy.runtime.options import Options
+from deploy.runtime.tasks import check_task
 from deploy.runtime.tensors import RawTensor
 
 
@@ -95,6 +96,8 @@ class Detector:
         self.engine = engine
         self.manifest = manifest
         self.conf, self.iou, self.max_det, self.multi_label = conf, iou, max_det, multi_label
+        if manifest.task == "classify":  # of a segmenter's bundle it finds the boxes
+            check_task(manifest, "detect", "the bundle")
         self._head = Head(manifest)
         self._lock = threading.Lock()
         self._buffer: InputBuffer | None = None  # made at the first call: stages alone do without

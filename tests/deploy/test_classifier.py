@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deploy.bundle import InputSpec, Manifest, OutputSpec
 from deploy.errors import BundleError
-from deploy.runtime import Classifier
+from deploy.runtime import Classifier, Detector
 from deploy.runtime.fit import fit_image
 from deploy.runtime.tasks import check_task
 
@@ -134,6 +134,8 @@ def test_a_bundle_of_another_task_is_refused_with_what_opens_it(deployed_bundle_
         BundleError, match=r"task 'detect', expected 'classify': open it with deploy\.runtime\.Detector"
     ):
         Classifier.with_engine(_Engine([0.0]), deployed_bundle_of_boxes)
+    with pytest.raises(BundleError, match=r"task 'classify', expected 'detect': .*Classifier instead of Detector"):
+        Detector.with_engine(_Engine([0.0]), _manifest(3))
     check_task(_manifest(3), "classify", "b")
     with pytest.raises(
         BundleError, match=r"^b is of task 'classify', expected 'segment': .* deploy.runtime.Classifier"

@@ -90,11 +90,13 @@ def _check(recipe: ClassRecipe, data: ImageFolder) -> None:
     find_method(recipe.method)
     frame = frame_of(recipe)
     classes, height, width = len(data.names), frame.height, frame.width
-    build_classifier(recipe.student, classes=classes, height=height, width=width)
+    settings = recipe.settings
+    build_classifier(recipe.student, classes=classes, height=height, width=width, pretrained=settings.pretrained)
     for source in recipe.teachers:
         if is_trained(source):
             load_classifier(source, data.names, height=height, width=width)
         else:
-            build_classifier(source, classes=classes, height=height, width=width)
+            pretrained = settings.teacher_pretrained
+            build_classifier(source, classes=classes, height=height, width=width, pretrained=pretrained)
     if recipe.batch < 2:
         raise DistillError(f"--batch {recipe.batch}: expected 2 or more, batch norm needs several images")

@@ -8,6 +8,7 @@ from distill.classification.classifier import Classifier
 from distill.classification.course import COURSE_NAMES, course_widths
 from distill.classification.networks import build_classifier
 from distill.classification.run import Run
+from distill.classification.saved import is_trained
 from distill.errors import DistillError
 
 __all__ = ["teach_through_assistants"]
@@ -19,8 +20,11 @@ def teach_through_assistants(run: Run) -> Classifier:
     Each assistant learns from the network above it by Hinton's loss, the student from the last. Every link is a
     stage that is resumed on its own.
     """
+    source = run.teacher_source()
+    # Refused before an untrained teacher takes its time.
+    names = None if is_trained(source) else _assistants(run, source)
     teacher = run.teacher()
-    for number, name in enumerate(_assistants(run, teacher.classifier.name), start=1):
+    for number, name in enumerate(names or _assistants(run, teacher.classifier.name), start=1):
         role = f"assistant-{number}"
         learner = run.taught(run.student(name, role=role), teacher, weights={"kd": 1.0}, balance=0.9)
         assistant = run.train(role, learner, epochs=run.teacher_epochs)

@@ -6,16 +6,19 @@ import importlib.metadata
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from deploy.bundle import MANIFEST_NAME, Bundle, InputSpec, Manifest, OutputSpec, sha256_file
 from deploy.runtime import Detector
 
 SIDE, REG_MAX, CLASSES = 64, 4, ("square", "disc")
+COLOUR_SIDE, COLOURS = 12, ("blue", "green", "red")
 
 MakeBundle = Callable[..., Path]
 
@@ -124,6 +127,64 @@ def tiny_data(tmp_path: Path, tiny_bundle: Path) -> Path:
     file = root / "tiny.yaml"
     file.write_text(f"path: {root}\nval: images/val\nnames: [square, disc]\n")
     return file
+
+
+@pytest.fixture
+def colour_bundle(make_bundle: MakeBundle, tmp_path: Path) -> Path:
+    """A real network that names the channel with the greatest mean; blue and red are told apart, green is dark."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("Gemm", ["means", "weights"], ["logits"]),
+    ]
+    weights = 0.05 * np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, COLOUR_SIDE, COLOUR_SIDE, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folder = make_bundle(tmp_path / "bundles" / "colours-onnx-fp32")
+    onnx.save(model, folder / "model.onnx")
+    manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"), "made")
+    changed = replace(
+        manifest,
+        files={"model.onnx": sha256_file(folder / "model.onnx")},
+        input=InputSpec("pixels", COLOUR_SIDE, COLOUR_SIDE, "NHWC", "uint8", fit="crop", resize=COLOUR_SIDE),
+        outputs=(OutputSpec("logits", "logits", 0, 3, "NC"),),
+        reg_max=0,
+        class_names=COLOURS,
+        student={"name": "colours", "sha256": "1" * 64},
+        task="classify",
+        data_root=str(tmp_path / "data"),
+    )
+    (folder / MANIFEST_NAME).write_text(changed.to_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def colour_data(tmp_path: Path) -> Path:
+    """Five images of each class in `test`; two of green are so red that they are named wrongly."""
+    root, rng = tmp_path / "data", np.random.default_rng(3)
+    for class_id, name in enumerate(COLOURS):
+        (root / "test" / name).mkdir(parents=True)
+        for index in range(5):
+            wrong = name == "green" and index < 2
+            Image.fromarray(_coloured(rng, 2 if wrong else class_id, 30 + 40 * index)).save(
+                root / "test" / name / f"{name} {index}.png"
+            )
+    return root
+
+
+def _coloured(rng: np.random.Generator, class_id: int, excess: int) -> NDArray[np.uint8]:
+    pixels = rng.integers(0, 60, (COLOUR_SIDE + 4, COLOUR_SIDE, 3))
+    pixels[..., 2 - class_id] += excess
+    return pixels.astype(np.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from bench import report, run
@@ -22,73 +21,10 @@ from bench.records import CLASSES_NAME, Accuracy, Result, TopAccuracy, read_resu
 from bench.result_checks import check_kinds
 from bench.rows import result_row, shown_columns, text_table
 from bench.wire import TopClasses, decode_classes
-from deploy.bundle import Bundle, InputSpec, OutputSpec
+from deploy.bundle import Bundle
 from deploy.runtime import Classifier
 
-from .conftest import MakeBundle
-
-COLOURS = ("blue", "green", "red")
-SIDE = 12
-
-
-@pytest.fixture
-def colour_bundle(make_bundle: MakeBundle, tmp_path: Path) -> Path:
-    """A real network that names the channel with the greatest mean; blue and red are told apart, green is dark."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes = [
-        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float"], ["means"], axes=[1, 2], keepdims=0),
-        helper.make_node("Gemm", ["means", "weights"], ["logits"]),
-    ]
-    weights = 0.05 * np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], np.float32)
-    graph = helper.make_graph(
-        nodes,
-        "colours",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, SIDE, SIDE, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])],
-        [numpy_helper.from_array(weights, "weights")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    folder = make_bundle(tmp_path / "bundles" / "colours-onnx-fp32")
-    onnx.save(model, folder / "model.onnx")
-    from deploy.bundle import MANIFEST_NAME, Manifest, sha256_file
-
-    manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"), "made")
-    changed = replace(
-        manifest,
-        files={"model.onnx": sha256_file(folder / "model.onnx")},
-        input=InputSpec("pixels", SIDE, SIDE, "NHWC", "uint8", fit="crop", resize=SIDE),
-        outputs=(OutputSpec("logits", "logits", 0, 3, "NC"),),
-        reg_max=0,
-        class_names=COLOURS,
-        student={"name": "colours", "sha256": "1" * 64},
-        task="classify",
-        data_root=str(tmp_path / "data"),
-    )
-    (folder / MANIFEST_NAME).write_text(changed.to_json(), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def colour_data(tmp_path: Path) -> Path:
-    """Five images of each class in `test`; two of green are so red that they are named wrongly."""
-    root, rng = tmp_path / "data", np.random.default_rng(3)
-    for class_id, name in enumerate(COLOURS):
-        (root / "test" / name).mkdir(parents=True)
-        for index in range(5):
-            wrong = name == "green" and index < 2
-            Image.fromarray(_coloured(rng, 2 if wrong else class_id, 30 + 40 * index)).save(
-                root / "test" / name / f"{name} {index}.png"
-            )
-    return root
-
-
-def _coloured(rng: np.random.Generator, class_id: int, excess: int) -> NDArray[np.uint8]:
-    pixels = rng.integers(0, 60, (SIDE + 4, SIDE, 3))
-    pixels[..., 2 - class_id] += excess
-    return pixels.astype(np.uint8)
+from .conftest import COLOUR_SIDE, COLOURS
 
 
 def test_an_image_folder_is_measured_and_scored(colour_bundle: Path, colour_data: Path, tmp_path: Path) -> None:
@@ -101,7 +37,7 @@ def test_an_image_folder_is_measured_and_scored(colour_bundle: Path, colour_data
     assert result.accuracy.top5 == 1.0
     assert result.accuracy.per_class == {"blue": 1.0, "green": pytest.approx(0.6), "red": 1.0}
     assert (result.accuracy.images, result.accuracy.dataset) == (15, "data/test")
-    assert (result.schema, result.bundle["task"], result.bundle["imgsz"]) == (2, "classify", [SIDE, SIDE])
+    assert (result.schema, result.bundle["task"], result.bundle["imgsz"]) == (2, "classify", [COLOUR_SIDE, COLOUR_SIDE])
     assert result.protocol["top_k"] == 5
     assert "iou" not in result.protocol
     assert len(result.latency.inference_s) == 12

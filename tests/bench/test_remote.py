@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.classes_file import read_classes
 from bench.detections_file import read_detections
 from bench.errors import BenchError
 from bench.records import read_result
@@ -90,6 +91,22 @@ def test_a_device_detects_what_this_machine_detects(far: Far, capsys: Capture) -
         np.testing.assert_array_equal(one.class_ids, other.class_ids)
     assert "opencv" not in far_result.tools
     assert far_result.peak_rss_bytes < local_result.peak_rss_bytes + 20e6
+    capsys.readouterr()
+
+
+def test_a_device_classifies_what_this_machine_classifies(
+    far: Far, colour_bundle: Path, colour_data: Path, capsys: Capture
+) -> None:
+    arguments = [*far(), "--data", str(colour_data)]
+    arguments[1] = str(colour_bundle)
+    assert main(arguments) == 0
+    assert main([*arguments, "--device", "local"]) == 0
+    folders = ("colours/colours-onnx-fp32@far", "colours-2/colours-onnx-fp32@local")
+    there, here = (Path("runs/bench") / folder for folder in folders)
+    assert read_result(there).accuracy == read_result(here).accuracy
+    np.testing.assert_array_equal(
+        read_classes(there / "classes.npz").class_ids, read_classes(here / "classes.npz").class_ids
+    )
     capsys.readouterr()
 
 

@@ -103,7 +103,7 @@ def _first_above(dtype: np.dtype[Any], scale: float, zero_point: int, least: flo
 
 
 def fill_input(pixels: NDArray[np.uint8], spec: InputSpec, out: NDArray[Any]) -> None:
-    """Write letterboxed pixels into a model's input, in one pass.
+    """Write letterboxed pixels into a model's input.
 
     Args:
         pixels: (1, height, width, 3) uint8 RGB.
@@ -117,7 +117,8 @@ def fill_input(pixels: NDArray[np.uint8], spec: InputSpec, out: NDArray[Any]) ->
         # pixel - 128 in two's complement is the pixel with its top bit flipped.
         np.bitwise_xor(laid_out, np.uint8(0x80), out=out.view(np.uint8))
     else:
-        np.multiply(laid_out, out.dtype.type(spec.scale), out=out, dtype=out.dtype)
+        np.copyto(out, laid_out)  # two passes, each by a fast loop: quicker than one that converts as it multiplies
+        out *= out.dtype.type(spec.scale)
 
 
 def takes_pixels(spec: InputSpec) -> bool:

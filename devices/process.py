@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -18,13 +19,14 @@ from devices.errors import DeviceError
 _KEPT_STDERR_LINES = 2000
 _GRACE_S = 3.0  # for a process to end by itself once its stdin is closed
 _HEARTBEAT_S = 10.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # would move the cursor of whoever reads it in a terminal
 
 Feed = Callable[[IO[bytes]], None]
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a process left: exit status (negative for a signal), all of stdout, the end of stderr."""
+    """What a process left: exit status (negative for a signal), all of stdout, the end of stderr as printable text."""
 
     returncode: int
     stdout: bytes
@@ -156,7 +158,7 @@ class _Conversation:
         with suppress(ValueError):
             for raw in stderr:
                 self._last_sign_of_life = time.monotonic()
-                line = raw.decode("utf-8", "replace").rstrip("\r\n")
+                line = _CONTROL.sub("�", raw.decode("utf-8", "replace").rstrip("\r\n"))
                 self._stderr.append(line)
                 if on_stderr is not None:
                     on_stderr(line)

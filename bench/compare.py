@@ -111,7 +111,7 @@ class _Comparer:
 
     def _with_history(self, candidate: Sequence[Row]) -> list[Comparison]:
         history: Path = self._arguments.history
-        several = len({row.result.device for row in candidate}) > 1
+        several = len({row.device for row in candidate}) > 1
         groups: dict[tuple[str, ...], list[Row]] = {}
         for row in candidate:
             groups.setdefault(group_key(row, several), []).append(row)

@@ -95,7 +95,7 @@ def _top1_difference(baseline: Row, candidate: Row) -> PairedDifference | None:
     first, second = map(read_classes, files)
     if not np.array_equal(first.truth, second.truth):
         return None
-    right = [(file.class_ids[:, 0] == file.truth).astype(np.int64) for file in (first, second)]
+    right = [(file.class_ids[:, :1] == file.truth[:, None]).sum(axis=1) for file in (first, second)]
     gained = right[1] - right[0]
     # Images drawn with replacement: only how many gained, lost and stayed matters, and that is multinomial.
     shares = [float((gained == sign).mean()) for sign in (1, -1, 0)]

@@ -71,7 +71,7 @@ def pair_up(baseline: Sequence[Row], candidate: Sequence[Row]) -> Pairing:
     shared = {row.folder for row in baseline} & {row.folder for row in candidate}
     if shared:
         raise BenchError(f"{min(shared)} is on both sides: name each result once")
-    several = max(len({row.result.device for row in rows}) for rows in (baseline, candidate)) > 1
+    several = max(len({row.device for row in rows}) for rows in (baseline, candidate)) > 1
     first, second = _grouped(baseline, several), _grouped(candidate, several)
     matched = [(key, key) for key in second if key in first]
     matched += _matched_without_name(set(first) - set(second), set(second) - set(first))

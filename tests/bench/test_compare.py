@@ -581,6 +581,34 @@ def test_bad_input_is_one_line(arguments: list[str], says: str, run: MakeRun, ca
     assert says in err
 
 
+def _entries(fields: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    nested = [
+        entry for key, value in fields.items() if isinstance(value, dict) for entry in _entries(value, (*path, key))
+    ]
+    return [*((*path, key) for key in fields), *nested]
+
+
+def test_a_result_with_any_field_of_another_kind_gives_no_traceback(run: MakeRun, capsys: Capture) -> None:
+    run("before", 1, count=20)
+    changed = run("after", 2, count=20) / "result.json"
+    whole = changed.read_text()
+    entries = [path for path in _entries(json.loads(whole)) if path[0] != "summary"]
+    random = np.random.default_rng(0)
+    everything = [part for field in FIELDS for part in ("--allow", field.name)]
+    for _ in range(60):
+        fields = json.loads(whole)
+        *parents, name = entries[random.integers(len(entries))]
+        parent = fields
+        for key in parents:
+            parent = parent[key]
+        odd = (None, 0, -1, "x", [], {}, [None], {"a": 1}, math.nan, math.inf, True)
+        parent[name] = odd[random.integers(len(odd))]
+        changed.write_text(json.dumps(fields))
+        for arguments in (["before", "after", *everything], ["after", "--history", "before", "--json"]):
+            assert main(arguments) in (0, 1)
+            assert "Traceback" not in capsys.readouterr().err
+
+
 def test_results_of_other_bundles_have_no_pair(run: MakeRun, capsys: Capture) -> None:
     run("before", 1, bundle={"name": "a", "engine": "onnx"})
     run("before", 2, bundle={"name": "b", "engine": "openvino"})

@@ -25,7 +25,7 @@ STATISTICS: Mapping[str, Statistic] = {
 
 # What the assumed spread counts for beside the measured one, in degrees of freedom: as much as five runs would tell.
 PRIOR_FREEDOM = 4.0
-MEMORY_SPREAD = 0.01
+MEMORY_SPREAD = 0.005  # assumed for the peak memory, from run to run
 _PASSES_TO_LEVEL = 5  # over the images, from which on their medians say what differs between them
 _RESAMPLES = 400  # for a standard deviation, which needs fewer than an interval
 

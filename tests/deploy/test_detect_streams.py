@@ -184,9 +184,9 @@ def test_ctrl_c_on_a_camera_keeps_a_playable_recording(bundle: Path, network_cam
     assert times == sorted(times)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["camera.mp4"]
-    recording = _frames(out / "camera.mp4")
     # At the 25 frames per second that FFmpeg takes such a camera for; the last result may not have been drawn.
-    assert len(recording) == pytest.approx(25 * (times[-1] - times[0]) + 1, abs=5)
+    fewest, most = (25 * (time_s - times[0]) + 1 for time_s in times[-2:])
+    assert fewest - 2 <= len(_frames(out / "camera.mp4")) <= most + 2
     done = int(log.split(" done")[0].split()[-1])
     assert done == len(records)
 

@@ -125,7 +125,7 @@ def run_soak(job: SoakJob) -> Soak:
     latencies_s = np.full(job.frames, -1.0)
     checksums = np.full(count, -1, np.int64)
     memory = np.full((_MEMORY_SAMPLES + 2, 2), -1.0)
-    every, samples, changed, found, processed = max(1, job.frames // _MEMORY_SAMPLES), 0, 0, 0, 0
+    every, samples, changed, found, processed = math.ceil(job.frames / _MEMORY_SAMPLES), 0, 0, 0, 0
     stream = Stream(detector, source, on_failed=_tell)
     for frame, detections in stream:
         latencies_s[processed] = time.perf_counter() - frame.captured_s

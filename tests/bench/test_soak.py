@@ -101,6 +101,8 @@ def test_a_soak_counts_every_frame_and_sees_a_result_that_changes(
     assert (found.latencies_s > 0).all()
     assert found.memory_frames.tolist() == list(range(1, 51))
     assert (found.memory_bytes > 30 * MEGABYTE).all()
+    monkeypatch.setattr(soak_run, "_MEMORY_SAMPLES", 7)
+    assert run_soak(job).memory_frames.tolist() == [1, 8, 16, 24, 32, 40, 48]
     finish, calls = Detector.finish, []
 
     def unsteady(self: Detector, survivors: object, geometry: object) -> Detections:

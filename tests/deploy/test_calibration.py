@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.bundle import InputSpec, Manifest
+from deploy.bundle import InputSpec, Manifest, OutputSpec
 from deploy.calibration import choose_calibration, evenly_spaced, network_input
 from deploy.errors import CalibrationError, DatasetError
 from deploy.runtime import Detector
@@ -111,9 +111,10 @@ def test_a_corrupt_image_is_refused_with_its_name(data: Path, tmp_path: Path) ->
 def test_images_are_letterboxed_exactly_as_at_inference(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 31, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
+    outputs = (OutputSpec("box", "box", 8, 64, "NCHW"), OutputSpec("class", "class", 8, 1, "NCHW"))
     manifest = Manifest(
-        engine="onnx", precision="fp32", files={}, model_file="", input=InputSpec("pixels", 64, 64), outputs=(),
-        reg_max=16, class_names=(), student={}, tools={},
+        engine="onnx", precision="fp32", files={}, model_file="", input=InputSpec("pixels", 64, 64), outputs=outputs,
+        reg_max=16, class_names=("cell",), student={}, tools={},
     )  # fmt: skip
     met_at_inference, _ = Detector.with_engine(None, manifest).preprocess(pixels)  # type: ignore[arg-type]
     met_here = network_input(tmp_path / "image.png", 64)

@@ -39,6 +39,23 @@ class Split:
         positions = [int(i) for i in chosen]
         return Split(self.name, tuple(self.files[i] for i in positions), self.labels[chosen], self.sha256)
 
+    def divided(self, share: float) -> tuple[Split, Split | None]:
+        """The split without a share of each class, the same one every time, and that share; None for none.
+
+        Raises:
+            DistillError: when nothing is left.
+        """
+        if not share:
+            return self, None
+        held = torch.zeros(len(self.labels), dtype=torch.bool)
+        for label in range(int(self.labels.max()) + 1):
+            members = (self.labels == label).nonzero()[:, 0]
+            order = torch.randperm(len(members), generator=torch.Generator().manual_seed(label))
+            held[members[order[: max(1, round(share * len(members)))]]] = True
+        if bool(held.all()):
+            raise DistillError(f"holding out {share:g} leaves no image to learn from: add images, or hold out less")
+        return self.part((~held).nonzero()[:, 0]), self.part(held.nonzero()[:, 0])
+
 
 @dataclass(frozen=True)
 class ImageFolder:

@@ -22,7 +22,6 @@ from distill.classification.classifier import Classifier
 from distill.classification.folders import ImageFolder
 from distill.classification.lessons import FrozenTeacher
 from distill.classification.recipe import ClassRecipe
-from distill.classification.run import frame_of
 from distill.classification.stage import write_tensors
 from distill.errors import DistillError
 from distill.teacher import file_sha256
@@ -61,7 +60,7 @@ def publish_classifier(
     try:
         weights = {k: v.detach().cpu().contiguous() for k, v in student.network.state_dict().items()}
         write_tensors(partial / "weights.pt", weights)
-        frame = frame_of(recipe)
+        frame = recipe.frame
         export_program(student, partial / "student.pt2", height=frame.height, width=frame.width)
         description = _describe(partial, student, recipe, data, teachers, metrics)
         (partial / "student.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -117,7 +116,7 @@ def _describe(
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
     """The contents of ``student.json``, which deploy and bench read."""
-    frame = frame_of(recipe)
+    frame = recipe.frame
     described = [
         {"name": t.classifier.name, "sha256": t.sha256, "parameters": t.classifier.parameter_count()} for t in teachers
     ]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from distill.classification.pixels import Frame
 from distill.classification.settings import Settings
 from distill.errors import DistillError
 
@@ -51,6 +52,14 @@ class ClassRecipe:
     temperature: float | None = None
     balance: float | None = None
     settings: Settings = field(default_factory=Settings)
+
+    @property
+    def frame(self) -> Frame:
+        """How the run sees an image."""
+        size, resize = self.imgsz, self.settings.resize
+        if self.settings.fit == "crop":
+            return Frame(size, size, "crop", max(resize or round(size * 8 / 7), size))
+        return Frame(size, size)
 
 
 def write_recipe(recipe: ClassRecipe, folder: Path) -> None:

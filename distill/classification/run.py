@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from distill.classification.augment import Augmentation
 from distill.classification.classifier import Classifier
@@ -17,7 +16,7 @@ from distill.classification.folders import ImageFolder, Split
 from distill.classification.learner import Learner, Lesson, Taught, needs_maps
 from distill.classification.lessons import Answers, FrozenTeacher, Precision, Teacher, TrainingImages
 from distill.classification.networks import build_classifier
-from distill.classification.pixels import Frame, Pixels
+from distill.classification.pixels import Pixels
 from distill.classification.processes import Processes
 from distill.classification.recipe import ClassRecipe
 from distill.classification.saved import is_trained, load_classifier, load_state
@@ -25,7 +24,7 @@ from distill.classification.stage import Stage
 from distill.errors import DistillError
 from distill.teacher import file_sha256
 
-__all__ = ["Run", "frame_of"]
+__all__ = ["Run"]
 
 
 class Run:
@@ -64,8 +63,8 @@ class Run:
         self.precision = Precision.choose(processes.device, self.settings.amp)
         self.used: list[FrozenTeacher] = []
         self._folder, self._answers, self._workers = folder / "training", answers, workers
-        self._frame = frame_of(recipe)
-        learned, held_out = self.divided(data.train, self.settings.holdout)
+        self._frame = recipe.frame
+        learned, held_out = data.train.divided(self.settings.holdout)
         self.images = self.training_images(learned)
         self._held_out = None if held_out is None else self.pixels(held_out)
         self._score = self.pixels(data.val)
@@ -289,21 +288,6 @@ class Run:
             identity=f"{identity} {zlib.crc32(labels.encode())}",
         )
 
-    def divided(self, split: Split, share: float) -> tuple[Split, Split | None]:
-        """A split without a share of each class, and that share; None for none."""
-        if not share:
-            return split, None
-        taken: list[int] = []
-        for label in range(len(self.data.names)):
-            members = (split.labels == label).nonzero()[:, 0]
-            order = torch.randperm(len(members), generator=torch.Generator().manual_seed(label))
-            taken += members[order[: max(1, round(share * len(members)))]].tolist()
-        held = torch.zeros(len(split.labels), dtype=torch.bool)
-        held[torch.tensor(taken)] = True
-        if bool(held.all()):
-            raise DistillError(f"--set holdout={share:g} leaves no image to learn from: add images, or hold out less")
-        return split.part(_positions(~held)), split.part(_positions(held))
-
     def _used(self, teacher: FrozenTeacher) -> FrozenTeacher:
         self.used.append(teacher)
         return teacher
@@ -316,15 +300,3 @@ class Run:
         with torch.random.fork_rng():
             torch.manual_seed(self._seed(role))
             yield
-
-
-def frame_of(recipe: ClassRecipe) -> Frame:
-    """How the run sees an image."""
-    settings, size = recipe.settings, recipe.imgsz
-    if settings.fit == "crop":
-        return Frame(size, size, "crop", max(settings.resize or round(size * 8 / 7), size))
-    return Frame(size, size)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return mask.nonzero()[:, 0]

@@ -13,7 +13,7 @@ from distill.classification.networks import build_classifier
 from distill.classification.processes import Processes
 from distill.classification.publish import publish_classifier
 from distill.classification.recipe import ClassRecipe, read_recipe, write_recipe
-from distill.classification.run import Run, frame_of
+from distill.classification.run import Run
 from distill.classification.saved import is_trained, load_classifier
 from distill.classification.sources import open_data
 from distill.errors import DistillError
@@ -88,7 +88,7 @@ def _finish(recipe: ClassRecipe, data: ImageFolder, out: Path, processes: Proces
 def _check(recipe: ClassRecipe, data: ImageFolder) -> None:
     """Refuse what cannot work, before anything is written."""
     find_method(recipe.method)
-    frame = frame_of(recipe)
+    frame = recipe.frame
     classes, height, width = len(data.names), frame.height, frame.width
     settings = recipe.settings
     build_classifier(recipe.student, classes=classes, height=height, width=width, pretrained=settings.pretrained)

@@ -59,7 +59,7 @@ def _teacher(run: Run, weights: Path) -> FrozenTeacher:
 
 def _probe(run: Run, epoch: int, weights: Path) -> float:
     """Held-out accuracy of a short-trained student of this candidate."""
-    learned, held_out = run.divided(run.data.train, _HELD_OUT)
+    learned, held_out = run.data.train.divided(_HELD_OUT)
     assert held_out is not None  # a share above 0 was asked for
     images, judged = run.training_images(learned), run.pixels(held_out)
     learner = run.taught(run.student(), _teacher(run, weights), weights={"kd": 1.0}, balance=0.9, images=images)

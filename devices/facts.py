@@ -9,16 +9,11 @@ from devices import probe
 from devices.errors import DeviceError
 from devices.programs import marked
 
-_KINDS: dict[str, type] = {
-    "python": str,
-    "executable": str,
-    "abi": str,
-    "architecture": str,
-    "home": str,
-    "pointer_bits": int,
-    "packages": dict,
+_KINDS: dict[str, type] = {"python": str, "packages": dict}
+_MAY_BE_UNKNOWN: dict[str, type] = {
+    **dict.fromkeys(("executable", "abi", "architecture", "home", "model", "libc"), str),
+    **dict.fromkeys(("pointer_bits", "cores", "memory_bytes", "free_bytes"), int),
 }
-_MAY_BE_UNKNOWN = ("model", "libc", "cores", "memory_bytes", "free_bytes")
 
 
 def reported_facts(output: str, name: str) -> dict[str, Any] | None:
@@ -37,10 +32,11 @@ def reported_facts(output: str, name: str) -> dict[str, Any] | None:
     reported = marked(output, probe.MARK, name)
     if reported is None:
         return None
-    for key, kind in _KINDS.items():
-        if not isinstance(reported.get(key), kind):
-            met = f"{key} = {reported.get(key)!r:.60}"
-            raise DeviceError(f"{name}: it reports {met}, expected {kind.__name__}: try again")
+    for key, kind in {**_KINDS, **_MAY_BE_UNKNOWN}.items():
+        value = reported.get(key)
+        if not isinstance(value, kind) and (key in _KINDS or value is not None):
+            expected = "a number" if kind is int else "text" if kind is str else "a table"
+            raise DeviceError(f"{name}: it reports {key} = {value!r:.60}, expected {expected}: try again")
     if not re.match(r"\d+\.\d+", reported["python"]):
         raise DeviceError(f"{name}: it reports Python {reported['python']!r:.60}, expected a version: try again")
     packages = {**dict.fromkeys(probe.PACKAGES), **reported["packages"]}

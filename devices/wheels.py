@@ -100,7 +100,7 @@ def target(facts: Mapping[str, Any]) -> Target:
             f"{facts['executable']} is a special build ({facts['abi']}), expected a plain CPython: "
             "name another with --python"
         )
-    machine = _machine(str(facts["architecture"]), int(facts["pointer_bits"]))
+    machine = _machine(facts["architecture"], facts["pointer_bits"])
     libc, _, libc_version = str(facts["libc"] or "unknown").partition(" ")
     found = re.match(r"2\.(\d+)", libc_version)
     if libc != "glibc" or found is None or int(found[1]) < 17:
@@ -191,7 +191,7 @@ def unpacked_bytes(wheels: Mapping[str, Path]) -> int:
     return total
 
 
-def _machine(architecture: str, pointer_bits: int) -> str:
+def _machine(architecture: str | None, pointer_bits: int | None) -> str:
     """The interpreter's machine: a 32-bit system on a 64-bit kernel reports the kernel's."""
     if pointer_bits == 32 and architecture in ("aarch64", "armv7l", "armv8l"):
         return "armv7l"

@@ -283,9 +283,10 @@ def test_an_ssh_agent_that_dies_is_reported_once_it_is_needed(
     [
         ('{"python": "3.1', "it answered '{\"python\": \"3.1', which is garbled"),
         ("[1, 2]", "it answered '[1, 2]', expected a JSON object"),
-        ("{}", "it reports python = None, expected str"),
-        ('{"python": "new", "executable": "", "abi": "", "architecture": "", "home": "", "pointer_bits": 64, '
-         '"packages": {}}', "it reports Python 'new', expected a version"),
+        ("{}", "it reports python = None, expected text"),
+        ('{"python": "3.11.2", "packages": []}', "it reports packages = [], expected a table"),
+        ('{"python": "3.11.2", "packages": {}, "cores": "4"}', "it reports cores = '4', expected a number"),
+        ('{"python": "new", "packages": {}}', "it reports Python 'new', expected a version"),
     ],
 )  # fmt: skip
 def test_garbled_facts_are_one_line(far: MakeDevice, tmp_path: Path, wrapper: Wrapper, answer: str, says: str) -> None:

@@ -63,6 +63,7 @@ def test_a_device_s_facts_say_what_its_wheels_are_for(changed: dict[str, Any], e
         ({"architecture": "armv6l", "pointer_bits": 32}, "its processor is armv6l with a 32-bit Python, expected"),
         ({"architecture": "i686", "pointer_bits": 32}, "its processor is i686 with a 32-bit Python"),
         ({"architecture": "x86_64", "pointer_bits": 32}, "its processor is x86_64 with a 32-bit Python"),
+        ({"architecture": None, "pointer_bits": None}, "its processor is None with a None-bit Python"),
         ({"architecture": "riscv64"}, "its processor is riscv64 with a 64-bit Python"),
     ],
 )  # fmt: skip

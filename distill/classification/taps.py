@@ -50,7 +50,7 @@ def find_layers(network: nn.Module, example: Tensor) -> Layers:
     def look(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, nn.Linear) and inputs[0].ndim == 2:
             linear.append((name, module.in_features))
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
+        if isinstance(output, Tensor) and _is_map(output, example):
             seen.pop(tuple(output.shape[2:]), None)  # the last of its resolution, in the order of the pass
             seen[tuple(output.shape[2:])] = (name, output.shape[1])
 
@@ -76,6 +76,21 @@ def find_layers(network: nn.Module, example: Tensor) -> Layers:
     sizes = [(channels, height * width) for (height, width), (_, channels) in seen.items()]
     positions = sizes[-1][1] if sizes and sizes[-1][0] * sizes[-1][1] == inputs else 1
     return Layers(tuple(n for n, _ in maps), tuple(c for _, c in maps), head, inputs // positions, positions)
+
+
+def _is_map(output: Tensor, image: Tensor) -> bool:
+    """Whether it is (batch, channels, height, width) of more than one position, and of the image's proportions.
+
+    ConvNeXt and Swin put channels last within their blocks: (batch, height, width, channels) is none.
+    """
+    if output.ndim != 4 or output.shape[2:].numel() < 2:
+        return False
+    (height, width), (image_height, image_width) = output.shape[2:], image.shape[2:]
+    return bool(
+        height <= image_height
+        and width <= image_width
+        and abs(height * image_width - width * image_height) <= max(image_height, image_width)
+    )
 
 
 @contextmanager

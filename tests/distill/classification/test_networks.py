@@ -141,3 +141,12 @@ def test_remembered_answers_are_those_the_teacher_gives(colours: Path) -> None:
             torch.testing.assert_close(known.logits, asked.logits, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(known.feats[-1], asked.feats[-1], rtol=1e-5, atol=1e-6)
             assert torch.equal(known.indices, batch.indices)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("cnn-6-12", (6, 12)), ("resnet18", (64, 128, 256, 512)), ("convnext_tiny", (96, 192, 384, 768))],
+)
+def test_maps_are_the_last_of_each_resolution_and_never_channels_last(name: str, channels: tuple[int, ...]) -> None:
+    layers = build_classifier(name, classes=3, height=64, width=64).layers
+    assert layers.channels == channels

@@ -46,7 +46,7 @@ class Study:
         teacher_epochs: epochs of every teacher and assistant.
         keep: epochs of teachers that are kept to teach.
         out: folder of all trainings.
-        jobs: trainings at a time.
+        jobs: trainings at a time; 0 only writes the page.
     """
 
     recipe: ClassRecipe
@@ -236,12 +236,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep", default="", metavar="E+E", help="epochs of the teacher that teach, in eskd (1/8, 1/4, 1/2 and all)")
     add("--batch", type=whole, default=64, metavar="N", help="images per step (64)")
     add("--set", nargs="+", metavar="NAME=VALUE", help="settings of all trainings, as in python -m distill.classify")
-    add("--jobs", type=whole, default=1, metavar="N", help="trainings at a time, one thread each (1)")
+    add(
+        "--jobs",
+        type=_whole,
+        default=1,
+        metavar="N",
+        help="trainings at a time, one thread each; 0 trains nothing and writes the page of what is finished (1)",
+    )
     add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="all trainings (runs/study)")
     add("--report", type=Path, default=Path("runs/study/study.md"), metavar="MD", help="page (runs/study/study.md)")
     add("--section", default="study", metavar="NAME", help="of the page; the plot is images/NAME.png (study)")
     add("--title", metavar="TEXT", help="heading of the section (its name)")
     return parser
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _positive(text: str) -> int:

@@ -9,7 +9,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -73,10 +73,11 @@ def eskd_page(study: Study, _: Sequence[str], title: str, command: str, image: P
 
     seeds = range(study.seeds)
     baseline = _scores(study, [study.plain_task(seed) for seed in seeds])
-    teacher = [_teacher_curve(study, seed) for seed in seeds]
+    teacher = [curve for seed in seeds if (curve := _teacher_curve(study, seed))]
     students = {epoch: _scores(study, [eskd_task(study, epoch, s) for s in seeds]) for epoch in study.keep}
     students = {epoch: scores for epoch, scores in students.items() if scores}
-    plot_epochs(image, teacher, students, baseline)
+    if teacher and students:
+        plot_epochs(image, teacher, students, baseline)
     full = students.get(study.keep[-1], {})
     by_epoch = {f"epoch {epoch}": scores for epoch, scores in students.items()}
     rows = []
@@ -203,8 +204,8 @@ def _cost(study: Study, tasks: Sequence[Task]) -> str:
 
 
 def _teacher_curve(study: Study, seed: int) -> list[float]:
-    record: Any = completed(study.teacher_task(study.teachers[0], seed), study.out)
-    return [float(v) for v in record["top1_by_epoch"]]
+    record = completed(study.teacher_task(study.teachers[0], seed), study.out)
+    return [] if record is None else [float(v) for v in record["top1_by_epoch"]]
 
 
 def _comparison(result: Comparison | None) -> str:

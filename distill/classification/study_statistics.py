@@ -83,6 +83,8 @@ def _words(differences: np.ndarray[tuple[int], np.dtype[np.float64]], p: float) 
 
 def spread(values: Mapping[int, float]) -> str:
     """Mean, standard deviation and range of top-1 over seeds, in per cent."""
+    if not values:
+        return "-"
     percent = np.array([100 * v for v in values.values()])
     deviation = f" ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else ""
     return f"{percent.mean():.2f}{deviation} ({percent.min():.2f} to {percent.max():.2f})"

@@ -80,7 +80,7 @@ def run_tasks(tasks: Iterable[Task], out: Path, jobs: int) -> None:
         DistillError: when one fails; those that run are finished first.
     """
     waiting = [task for task in tasks if completed(task, out) is None]
-    if not waiting:
+    if not waiting or not jobs:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(min(jobs, len(waiting)), get_context("spawn"), _prepare_worker) as pool:

@@ -137,13 +137,15 @@ class _Conversation:
         stdin = self._process.stdin
         assert stdin is not None
         with suppress(BrokenPipeError, ValueError):  # the process ended first; its exit status tells
-            if feed is not None:
-                feed(stdin)
-            stdin.flush()
-            while hold_stdin and not self._ending.wait(_HEARTBEAT_S):
-                stdin.write(b"\n")
+            try:
+                if feed is not None:
+                    feed(stdin)
                 stdin.flush()
-            stdin.close()
+                while hold_stdin and not self._ending.wait(_HEARTBEAT_S):
+                    stdin.write(b"\n")
+                    stdin.flush()
+            finally:  # whatever went wrong, the other end must not wait for more
+                stdin.close()
 
     def _read_stdout(self) -> None:
         stdout = self._process.stdout

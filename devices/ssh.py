@@ -28,6 +28,7 @@ DEFAULT_WORKDIR = "~/.cache/edge-distill"
 _SSH_FAILED = 255
 _QUICK_S = 60.0
 _TRANSFER_SILENCE_S = 3600.0
+_DEVICE_PATIENCE_S = 600  # until a megabyte has come; then the network is gone, though its own sshd has not noticed
 
 # What OpenSSH itself refuses since 9.6 (CVE-2023-51385), plus what would be taken for an option or split.
 _UNSAFE_HOST = re.compile(r"^-|[\s\x00-\x1f\x7f'\"`$\\;&<>|(){}*?!#]|^$")
@@ -128,10 +129,12 @@ class SshDevice:
         def feed(stream: IO[bytes]) -> None:
             try:
                 transfer.write_files(stream, files)
-            except (transfer.BrokenTransferError, FileNotFoundError, PermissionError) as error:
+            except BrokenPipeError:  # the other end has gone, and says why
+                raise
+            except (transfer.BrokenTransferError, OSError) as error:
                 broken.append(str(error))  # the other end meets the end of the stream and keeps nothing
 
-        output = self._program(transfer, {"do": "receive", "folder": target}, feed)
+        output = self._program(transfer, {"do": "receive", "folder": target, "silence_s": _DEVICE_PATIENCE_S}, feed)
         if output.returncode != 0 or broken:
             megabytes = sum(path.stat().st_size for path in files.values() if path.is_file()) / 1e6
             reason = broken[0] if broken else _reason(output)
@@ -178,7 +181,7 @@ class SshDevice:
     def _resolved(self, path: str) -> str:
         return f"{self._home}/{path[2:]}" if path.startswith("~/") else path
 
-    def _program(self, module: ModuleType, request: Mapping[str, str] | None, feed_files: Feed | None) -> Output:
+    def _program(self, module: ModuleType, request: Mapping[str, Any] | None, feed_files: Feed | None) -> Output:
         """Run one of this package's programs there: its source, its request, then what it is to receive."""
 
         def feed(stream: IO[bytes]) -> None:

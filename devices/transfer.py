@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 import uuid
@@ -60,7 +61,7 @@ def write_files(stream: IO[bytes], files: Mapping[str, Path]) -> None:
     stream.flush()
 
 
-def read_files(stream: IO[bytes], folder: Path) -> None:
+def read_files(stream: IO[bytes] | _Impatient, folder: Path) -> None:
     """Read a set of files into `folder`, which appears only once every file is there, verified and on the disk.
 
     Args:
@@ -155,7 +156,7 @@ def _listing(header: bytes) -> list[tuple[str, int, str]]:
     return listing
 
 
-def _read_file(stream: IO[bytes], folder: Path, name: str, size: int, expected: str) -> None:
+def _read_file(stream: IO[bytes] | _Impatient, folder: Path, name: str, size: int, expected: str) -> None:
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or not relative.parts:
         raise BrokenTransferError(f"{name!r} would lie outside its folder")
@@ -211,13 +212,38 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
+class _Impatient:
+    """A stream whose reads give up after a while: one that a cut network has left open would never end."""
+
+    def __init__(self, stream: IO[bytes], patience_s: int) -> None:
+        self._stream, self._patience_s = stream, patience_s
+        signal.signal(signal.SIGALRM, self._give_up)
+
+    def read(self, size: int) -> bytes:
+        signal.alarm(self._patience_s)
+        try:
+            return self._stream.read(size)
+        finally:
+            signal.alarm(0)
+
+    def readline(self) -> bytes:
+        signal.alarm(self._patience_s)
+        try:
+            return self._stream.readline()
+        finally:
+            signal.alarm(0)
+
+    def _give_up(self, signal_number: int, frame: object) -> None:
+        raise BrokenTransferError(f"nothing came for {self._patience_s} s: the host is gone")
+
+
 def main() -> None:
     """Serve one request, a line of JSON on stdin: receive a set into a folder, or send one."""
     request = json.loads(sys.stdin.buffer.readline().decode())
     folder = Path(request["folder"])
     try:
         if request["do"] == "receive":
-            read_files(sys.stdin.buffer, folder)
+            read_files(_Impatient(sys.stdin.buffer, request["silence_s"]), folder)
             prune(folder)
         elif folder.is_dir():
             write_files(sys.stdout.buffer, files_below(folder))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from devices import ConnectionFailedError, DeviceError, SshDevice, TransferError, multiplex, process
+from devices import ConnectionFailedError, DeviceError, SshDevice, TransferError, multiplex, process, ssh
 
 MakeDevice = Callable[..., SshDevice]
 Wrapper = Callable[[Path, str], str]
@@ -104,15 +104,23 @@ def test_a_network_that_falls_silent_during_a_command_is_noticed(
 
 
 def test_a_network_that_falls_silent_during_a_push_is_noticed_and_the_next_push_is_whole(
-    through: MakeDevice, network: Any, impatient: None, big: Path, tmp_path: Path, eventually: Eventually
+    through: MakeDevice,
+    network: Any,
+    impatient: None,
+    big: Path,
+    tmp_path: Path,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = through()
     assert device.workdir
     network.at(3_000_000, network.stall)
-    with pytest.raises(DeviceError, match="far: "):
-        device.push({"big": big}, f"data/{DIGEST}")
+    with monkeypatch.context() as patch:
+        patch.setattr(ssh, "_DEVICE_PATIENCE_S", 2)
+        with pytest.raises(DeviceError, match="far: "):
+            device.push({"big": big}, f"data/{DIGEST}")
+    eventually(lambda: list((tmp_path / "work" / "data").iterdir()) == [])  # it, too, has heard nothing
     network.cut()
-    eventually(lambda: list((tmp_path / "work" / "data").iterdir()) == [])
     there = device.push({"big": big}, f"data/{DIGEST}")
     assert Path(there, "big").read_bytes() == big.read_bytes()
 
@@ -252,6 +260,13 @@ def test_two_hosts_that_push_the_same_at_once_both_find_it_whole(far: MakeDevice
     assert found == [str(tmp_path / "work" / "data" / DIGEST)] * 2
     assert [path.name for path in (tmp_path / "work" / "data").iterdir()] == [DIGEST]
     assert Path(found[0], "big").read_bytes() == big.read_bytes()
+
+
+def test_what_cannot_be_read_here_is_reported_and_leaves_nothing_there(far: MakeDevice, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(TransferError, match=r"far: cannot push .*: .*Is a directory"):
+        far().push({"a": tmp_path / "a", "b": tmp_path}, "data/1")
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.name != "data"]
 
 
 def test_a_workdir_that_cannot_be_is_reported(far: MakeDevice, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole,
         default=1,
         metavar="N",
-        help="trainings at a time, one thread each; 0 trains nothing and writes the page of what is finished (1)",
+        help="trainings at a time; 0 writes the page of what is finished (1)",
     )
     add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="all trainings (runs/study)")
     add("--report", type=Path, default=Path("runs/study/study.md"), metavar="MD", help="page (runs/study/study.md)")

@@ -115,7 +115,8 @@ def takd_page(study: Study, _: Sequence[str], title: str, command: str, image: P
     direct = {name: _scores(study, [direct_task(study, name, s) for s in seeds]) for name in study.teachers}
     chains = {n: _scores(study, [chain_task(study, n, s) for s in seeds]) for n in range(1, len(study.teachers))}
     through = {_path(study, n): scores for n, scores in chains.items() if scores}
-    plot_sizes(image, parameters, teachers, direct, through, baseline)
+    if any(direct.values()):
+        plot_sizes(image, parameters, teachers, direct, through, baseline)
     rows = [
         f"| {name} | {parameters[name]:,} | {spread(teachers[name])} | {spread(scores)} "
         f"| {_comparison(compare(scores, baseline))} | - |"

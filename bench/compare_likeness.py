@@ -73,7 +73,7 @@ FIELDS: tuple[Field, ...] = (
     Field("max_det", _in("protocol", "max_det")),
     Field("top_k", _in("protocol", "top_k")),
     Field("accuracy", _in("protocol", "accuracy")),
-    Field("resizer", lambda result: "OpenCV" if "opencv" in result.tools else "Pillow"),
+    Field("resizer", lambda result: "OpenCV" if "opencv" in result.tools else "numpy or Pillow"),
     Field("machine.model", _in("machine", "model")),
     Field("machine.processor", _in("machine", "processor")),
     Field("machine.architecture", _in("machine", "architecture")),

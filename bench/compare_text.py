@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bench.columns import figure_text
 from bench.compare_figures import REGRESSED, SHOWN, UNCLEAR, Change
 from bench.compare_pair import Comparison
-from bench.rows import figure_text
 
 
 def text(comparison: Comparison) -> str:

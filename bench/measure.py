@@ -38,6 +38,7 @@ from bench.wire import decode_detections, encode_detections
 from deploy.bundle import Bundle, Manifest
 from deploy.cli import log, run_command
 from deploy.runtime import Engine, default_threads, load_engine, read_image
+from deploy.runtime.options import OPTIONS
 
 __all__ = ["STAGES", "Job", "decode_detections", "encode_detections", "main", "measure"]
 
@@ -63,6 +64,8 @@ class Job:
         samples: timed images, at least.
         min_seconds: duration of the timed loop, at least.
         accuracy: whether to run all images, a detector at a low score threshold, and give back what was found.
+        model_cache: whether the engine may keep the opened model on disk, and find it there. Loading is then faster
+            and needs less memory, but only the second time: without it every run is a first one.
     """
 
     bundle: str
@@ -72,6 +75,7 @@ class Job:
     samples: int = 100
     min_seconds: float = 5.0
     accuracy: bool = True
+    model_cache: bool = False
 
     def to_json(self) -> str:
         """The job on one line."""
@@ -118,7 +122,7 @@ def measure(job: Job, emit: Emit) -> None:
     before = machine_state()
 
     started = time.perf_counter()
-    engine = load_engine(bundle, threads)
+    engine = load_engine(bundle, threads, _engine_options(job, bundle.manifest))
     load_s = time.perf_counter() - started
 
     stages = timed_stages(engine, bundle.manifest)
@@ -145,6 +149,11 @@ def measure(job: Job, emit: Emit) -> None:
         _accuracy_pass(engine, bundle.manifest, job.images, emit)
     emit({"kind": "end", "images": len(job.images) if job.accuracy else 0})
     engine.close()
+
+
+def _engine_options(job: Job, manifest: Manifest) -> dict[str, bool]:
+    """What to set before all that the manifest says."""
+    return {"model_cache": False} if not job.model_cache and "model_cache" in OPTIONS[manifest.engine] else {}
 
 
 def _protocol(

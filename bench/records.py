@@ -24,9 +24,9 @@ class Latency:
     """Raw samples of the timed loop, one entry per image, in seconds, in the order they were taken.
 
     Attributes:
-        preprocess_s: decoded image to network input (letterbox).
-        inference_s: the engine call, its input and output conversion included.
-        postprocess_s: raw head tensors to detections in source pixels (decode, NMS).
+        preprocess_s: decoded image to network input (letterbox, or resize and crop).
+        inference_s: the engine call, from that to raw outputs in the engine's own memory.
+        postprocess_s: those to detections in source pixels (decode, NMS), with masks of a segmenter, or to classes.
     """
 
     preprocess_s: tuple[float, ...]
@@ -101,8 +101,8 @@ class Result:
             (the manifest's).
         device: name the user gave, "local" for this machine.
         machine: facts of the machine (see `bench.machine`).
-        protocol: threads, warmup, warmup_s (seconds of each uncounted image), samples, conf, iou, max_det, seed-free
-            list of what was run.
+        protocol: threads, warmup, warmup_s (seconds of each uncounted image), samples, thresholds, the timed images,
+            the data and the command.
         load_s: opening the model in a fresh process.
         first_inference_s: the first call after loading.
         latency: raw samples after the warm-up.

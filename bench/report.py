@@ -14,11 +14,12 @@ from typing import TypeVar
 
 from bench.class_samples import draw_mistakes
 from bench.classes_file import read_classes
+from bench.columns import json_row, text_table
 from bench.detections_file import read_detections
 from bench.errors import BenchError
 from bench.records import CLASSES_NAME, DETECTIONS_NAME, RESULT_NAME, read_result
 from bench.report_page import render_page
-from bench.rows import Row, in_order, json_row, labels, result_row, text_table
+from bench.rows import Row, in_order, labels, result_row
 from bench.samples import draw_samples
 from deploy.cli import log, run_command
 
@@ -41,7 +42,7 @@ def load_rows(folders: Sequence[Path]) -> list[Row]:
         folders: result folders, or bench runs that hold some.
 
     Returns:
-        One row per result, by device, runtime and precision.
+        One row per result, by device, task, runtime and precision.
 
     Raises:
         BenchError: no result there, or one that cannot be read.

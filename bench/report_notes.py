@@ -53,6 +53,10 @@ def _row_notes(row: Row) -> list[str]:
         notes.append(f"p99 is {row.p99_s / row.p50_s:.1f} times p50: something else may have run on the machine.")
     if row.accuracy is None:
         notes.append("not scored, no labelled data was given.")
+    elif row.result.bundle.get("task") == "segment":
+        notes.append("scored by its boxes; its masks are not scored.")
+    if row.result.executed.get("model_cache") == "loaded":
+        notes.append("found the opened model in its cache: a first load takes longer, and more memory.")
     return notes
 
 

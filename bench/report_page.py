@@ -8,15 +8,17 @@ from html import escape
 from typing import Any
 
 from bench.class_samples import Mistake, mistake_section
+from bench.columns import COLUMNS, Column, Value, figure_text, percent_text, shown_columns
 from bench.plots import Point, accuracy_plot, legend_mark
 from bench.report_assets import SCRIPT, STYLE
 from bench.report_notes import result_notes
 from bench.report_sections import class_section, latency_section, machine_section, run_section, sample_section
-from bench.rows import COLUMNS, Column, Row, Value, figure_text, labels, percent_text, shown_columns
+from bench.rows import Row, labels
 from bench.samples import Sample
 
 # Nothing may be fetched, not even by a name in a result that looks like markup.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_KINDS = {"detect": "detector", "segment": "segmenter", "classify": "classifier"}
 
 
 def render_page(
@@ -68,12 +70,13 @@ def page_title(rows: Sequence[Row]) -> str:
 
 
 def _lead(rows: Sequence[Row]) -> str:
-    first = rows[0].result
     facts: dict[str, str] = {"student": ", ".join(dict.fromkeys(_student_name(row) for row in rows))}
     if teachers := list(dict.fromkeys(name for row in rows if (name := _teacher_name(row)))):
         facts["teacher"] = ", ".join(teachers)
-    if first.accuracy:
-        facts["data set"] = f"{first.accuracy.dataset}, {_count(first.accuracy.images, 'image')}"
+    scored = [row.result.accuracy for row in rows if row.result.accuracy]
+    if scored:
+        sets = dict.fromkeys(f"{one.dataset}, {_count(one.images, 'image')}" for one in scored)
+        facts["data set" if len(sets) == 1 else "data sets"] = "; ".join(sets)
     devices = list(dict.fromkeys(_device_text(row) for row in rows))
     facts["device" if len(devices) == 1 else "devices"] = "; ".join(devices)
     facts["measured"] = _period([row.result.created for row in rows])
@@ -82,8 +85,20 @@ def _lead(rows: Sequence[Row]) -> str:
 
 
 def _best_of(rows: Sequence[Row], names: Sequence[str]) -> str:
-    if len(rows) < 2:
-        return ""
+    by_row = dict(zip(map(id, rows), names, strict=True))
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    written = ""
+    for task in tasks:
+        kind = "" if len(tasks) == 1 else f" {_KINDS.get(task, task)}"
+        alike = [row for row in rows if row.task == task]
+        for what, figure, row in _best_cards(alike) if len(alike) > 1 else []:
+            name = escape(by_row[id(row)])
+            written += f"<div><span>{escape(what + kind)}</span><b>{figure}</b><span>{name}</span></div>"
+    return f'<div class="best-of">{written}</div>' if written else ""
+
+
+def _best_cards(rows: Sequence[Row]) -> list[tuple[str, str, Row]]:
+    """What the best row of a task is best in, the figure, and the row."""
     # An emulated machine's time is no time, unless there is no other.
     timed = [row for row in rows if not row.emulated] or list(rows)
     cards = []
@@ -96,12 +111,7 @@ def _best_of(rows: Sequence[Row], names: Sequence[str]) -> str:
     cards.append(("least memory", f"{percent_text(row.peak_rss_bytes / 1e6)} MB peak", row))
     row = min(rows, key=lambda row: row.size_bytes)
     cards.append(("smallest", f"{figure_text(row.size_bytes / 1e6)} MB on disk", row))
-    by_row = dict(zip(map(id, rows), names, strict=True))
-    written = (
-        f"<div><span>{what}</span><b>{figure}</b><span>{escape(by_row[id(row)])}</span></div>"
-        for what, figure, row in cards
-    )
-    return f'<div class="best-of">{"".join(written)}</div>'
+    return cards
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -116,14 +126,18 @@ def _table_section(rows: Sequence[Row]) -> str:
         f"{escape(column.title)}</button></th>"
         for column in columns
     )
-    best = {id(row): _best_keys(row, [other for other in rows if other.device == row.device]) for row in rows}
+    # A classifier is not the faster detector.
+    best = {
+        id(row): _best_keys(row, [other for other in rows if (other.device, other.task) == (row.device, row.task)])
+        for row in rows
+    }
     lines = "".join(
         f"<tr>{''.join(_cell(column, row, column.key in best[id(row)]) for column in columns)}</tr>" for row in rows
     )
     return (
         "<section><h2>Figures</h2>"
         '<p class="soft">Latency is per image: preprocess, inference and postprocess. Green is the best of its '
-        "device. Click a heading to sort.</p>"
+        "device and task. Click a heading to sort.</p>"
         f'<div class="scroll"><table class="figures sortable"><thead><tr>{headings}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div></section>"
     )
@@ -140,7 +154,7 @@ def _cell(column: Column, row: Row, best: bool) -> str:
 
 
 def _best_keys(row: Row, others: Sequence[Row]) -> set[str]:
-    """Columns in which the row is the best of its device; none where there is nothing to compare."""
+    """Columns in which the row is the best of `others`; none where there is nothing to compare."""
     keys = set()
     for column in COLUMNS:
         values = [value for other in others if isinstance(value := column.value(other), (int, float))]

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from bench.columns import figure_text, percent_text
 from bench.plots import histogram, legend_mark, order_plot
-from bench.rows import Row, figure_text, percent_text
+from bench.rows import Row
 from bench.samples import SHOWN_IOU, SHOWN_SCORE, Sample, Tile
 
 _MANY_CLASSES = 20

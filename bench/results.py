@@ -17,7 +17,7 @@ from bench.records import CLASSES_NAME, DETECTIONS_NAME, Accuracy, Latency, Resu
 from bench.remote import Measured
 from deploy.bundle import Bundle
 
-_OPENCV_NOTE = "resized by OpenCV, which is installed here and counts in the memory; where it is not, Pillow resizes."
+_OPENCV_NOTE = "OpenCV was loaded: it resized for detectors, and counts in the memory."
 
 
 def make_result(device: str, bundle: Bundle, images: MeasuredImages, measured: Measured, command: str) -> Result:

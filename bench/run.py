@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.columns import json_row, text_table
 from bench.errors import BenchError
 from bench.inputs import RUNS, MeasuredImages, bundle_data, load_images, newest_bundles
 from bench.progress import ProgressLine
@@ -28,9 +29,9 @@ from bench.records import RESULT_NAME
 from bench.remote import Site
 from bench.report import default_out, load_rows, write_report
 from bench.results import in_short, make_result, write_findings
-from bench.rows import Row, json_row, text_table
+from bench.rows import Row
 from deploy.bundle import Bundle
-from deploy.cli import log, one_line, run_command, unused_path, whole_folder
+from deploy.cli import log, number_within, one_line, positive_whole_number, run_command, unused_path, whole_folder
 from deploy.errors import DeployError
 from devices import LOCAL, DeviceError, open_device
 
@@ -56,12 +57,17 @@ def _parser() -> argparse.ArgumentParser:
         "data set; or a folder of images, to be timed only (default: what the student was trained with)")  # fmt: skip
     add("--device", default=LOCAL, metavar="NAME",
         help="a name from devices.toml, user@host or an ssh alias (default: this machine)")  # fmt: skip
-    add("--threads", type=_positive, metavar="N", help="threads of one inference (default: all cores of the device)")
-    add("--samples", type=_positive, default=100, metavar="N", help="time at least so many images (default: 100)")
+    add("--threads", type=positive_whole_number, metavar="N",
+        help="threads of one inference (default: all cores of the device)")  # fmt: skip
+    add("--samples", type=positive_whole_number, default=100, metavar="N",
+        help="time at least so many images (default: 100)")  # fmt: skip
     add("--min-seconds", type=_seconds, default=5.0, metavar="S", help="and at least so long (default: 5)")
     add("--warmup", type=_count, default=10, metavar="N", help="inferences before that are not counted (default: 10)")
-    add("--images", type=_positive, metavar="N", help="use only the first N images of the data set (default: all)")
+    add("--images", type=positive_whole_number, metavar="N",
+        help="use only N images: the first, or of class folders some of each (default: all)")  # fmt: skip
     add("--no-accuracy", action="store_true", help="measure latency and memory only")
+    add("--model-cache", action="store_true",
+        help="let engines find the opened model on disk (default: every load is a first one)")  # fmt: skip
     add("--inventory", type=Path, metavar="FILE",
         help="device inventory (default: ./devices.toml, then ~/.config/edge-distill/devices.toml)")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="folder to write (default: runs/bench/NAME-OF-THE-STUDENT)")
@@ -126,6 +132,7 @@ class _Run:
             "samples": self._arguments.samples,
             "min_seconds": self._arguments.min_seconds,
             "accuracy": images.labelled and not self._arguments.no_accuracy,
+            "model_cache": self._arguments.model_cache,
         }
         try:
             try:
@@ -188,31 +195,12 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^\w.@+-]", "_", text).lstrip(".-")[:100] or "unnamed"
 
 
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
 def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
+    return 0 if text == "0" else positive_whole_number(text)
 
 
 def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400 seconds")
-    return value
+    return number_within(0.0, 86400.0, text)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bench.columns import figure_text
 from bench.compare_figures import Change, disturbance, run_figure
 from bench.compare_pair import Comparison
-from bench.rows import Row, figure_text
+from bench.rows import Row
 from bench.statistics import latency_intervals
 from bench.studies.repeatability_gate import Rate
 

@@ -71,7 +71,7 @@ def _work(seconds: float, worker: str, arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    if not __package__:  # started by its path: seconds, the worker, its arguments
+    if __package__ in (None, ""):  # started by its path: seconds, the worker, its arguments
         _work(float(sys.argv[1]), sys.argv[2], sys.argv[3:])
     else:
         sys.exit(main())

@@ -14,12 +14,13 @@ from bench import report, run
 from bench.accuracy import top_scores
 from bench.class_samples import draw_mistakes, mistake_section
 from bench.classes_file import ClassesFile, read_classes, write_classes
+from bench.columns import shown_columns, text_table
 from bench.errors import BenchError
 from bench.inputs import load_images
 from bench.measure import Job, measure
 from bench.records import CLASSES_NAME, Accuracy, Result, TopAccuracy, read_result
 from bench.result_checks import check_kinds
-from bench.rows import result_row, shown_columns, text_table
+from bench.rows import result_row
 from bench.wire import TopClasses, decode_classes
 from deploy.bundle import Bundle
 from deploy.runtime import Classifier

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_without_accuracy_only_the_measurement_is_made(tiny_bundle: Path, images
     assert [record["kind"] for record in records] == ["measurement", "end"]
     assert records[0]["protocol"]["accuracy"] is None
     assert records[0]["protocol"]["threads"] == len(os.sched_getaffinity(0))
+
+
+def test_every_load_is_a_first_one_unless_the_cache_is_asked_for(
+    tiny_bundle: Path, images: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_DISTILL_CACHE", str(tmp_path / "cache"))
+    job = Job(str(tiny_bundle), images, samples=1, min_seconds=0, accuracy=False)
+    states = [
+        _records(replace(job, model_cache=asked))[0]["executed"]["model_cache"] for asked in (False, True, True, False)
+    ]
+    assert states == ["off", "stored", "loaded", "off"]
 
 
 def test_the_timed_loop_lasts_as_long_as_asked(tiny_bundle: Path, images: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from bench import report
 from bench.accuracy import ImageDetections, ImageTruth
 from bench.detections_file import write_detections
-from bench.records import Accuracy, Latency, Result
+from bench.records import Accuracy, Latency, Result, TopAccuracy
 from bench.samples import Outcome, outcome
 from deploy.bundle import ENGINES, PRECISIONS
 
@@ -287,6 +287,35 @@ def test_results_of_several_devices_are_all_shown_and_an_emulated_one_is_marked(
     assert "pi4-vm (emulated): emulated, not a Pi's time" in page.text
     assert re.search(r"fastest\d+ ms p50onnx int8 @ pi5", page.text)
     assert "Raspberry Pi 4" in page.text
+
+
+def test_bundles_of_two_tasks_are_not_held_against_each_other(run: Callable[..., Path]) -> None:
+    for precision, base in (("fp32", 0.02), ("int8", 0.008)):
+        run(base=base, bundle={"name": f"cells-onnx-{precision}", "precision": precision, "task": "segment"})
+    top = TopAccuracy(0.57, 0.95, {"cat": 0.5, "dog": 0.64}, 1000, "cifar10/test", "d" * 64)
+    for precision, base in (("fp32", 0.002), ("int8", 0.001)):
+        named = {"name": f"c10-onnx-{precision}", "precision": precision, "task": "classify"}
+        run(base=base, bundle=named, accuracy=top, executed={"library": "onnxruntime", "model_cache": "loaded"})
+    page = _render()
+    assert "data setscells/val, 4 images; cifar10/test, 1000 images" in page.text
+    assert re.search(r"fastest segmenter[\d.]+ ms p50cells-onnx-int8", page.text)
+    assert re.search(r"fastest classifier[\d.]+ ms p50c10-onnx-int8", page.text)
+    best = {
+        attributes["data-value"]
+        for attributes in page.named("td")
+        if attributes.get("data-key") == "fps" and "best" in attributes["class"]
+    }
+    fps = {cells["bundle"][1]: cells["fps"][0] for cells in page.cells}
+    assert best == {fps["cells-onnx-int8"], fps["c10-onnx-int8"]}
+    assert "cells-onnx-fp32, cells-onnx-int8: scored by its boxes; its masks are not scored." in page.text
+    assert "c10-onnx-fp32, c10-onnx-int8: found the opened model in its cache" in page.text
+
+
+def test_one_bundle_of_each_task_is_the_best_of_nothing(run: Callable[..., Path]) -> None:
+    run()
+    top = TopAccuracy(0.57, 0.95, {}, 1000, "cifar10/test", "d" * 64)
+    run(bundle={"name": "c10", "task": "classify"}, accuracy=top)
+    assert "fastest" not in _render().text
 
 
 def test_what_a_reader_must_know_is_noted(run: Callable[..., Path]) -> None:

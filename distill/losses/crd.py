@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from distill.losses.protocol import ClassActivations, ClassPair
@@ -102,6 +102,7 @@ class ContrastiveDistillation(nn.Module):
 
     @torch.no_grad()
     def _remember(self, student: Tensor, teacher: Tensor, labels: Tensor, indices: Tensor) -> None:
+        student, teacher, labels, indices = (_of_all_processes(part) for part in (student, teacher, labels, indices))
         self.known_labels[indices] = labels
         for memory, fresh in ((self.student_memory, student), (self.teacher_memory, teacher)):
             memory[indices] = F.normalize(_MOMENTUM * memory[indices] + (1 - _MOMENTUM) * fresh, dim=1)
@@ -110,3 +111,13 @@ class ContrastiveDistillation(nn.Module):
 def _embed(layer: nn.Linear, features: Tensor) -> Tensor:
     """Embed at length 1, in the layer's precision."""
     return F.normalize(layer(features.to(layer.weight.dtype)), dim=1)
+
+
+def _of_all_processes(rows: Tensor) -> Tensor:
+    """The rows of all processes of a training, equally many of each: buffers are the first process's in all of them,
+    and it would never remember what the others saw."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)

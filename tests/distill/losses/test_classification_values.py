@@ -291,6 +291,27 @@ def test_crd_remembers_nothing_while_it_is_only_evaluated(class_activations: Mak
     assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
 
 
+def test_crd_remembers_the_images_of_all_processes(class_activations: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, of which this one is played: the other's rows arrive through ``all_gather``."""
+    theirs = {torch.Size([4, 128]): torch.eye(4, 128), torch.Size([4]): torch.tensor([15, 16, 17, 18])}
+
+    def gather(parts: list[Tensor], rows: Tensor) -> None:
+        parts[0].copy_(rows)
+        parts[1].copy_(theirs[rows.shape])
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather", gather)
+    loss: Any = build("crd")
+    before = array(loss.student_memory).copy()
+    student = class_activations(0)
+    loss(student, class_activations(1, dimensions=12))
+    moved = np.flatnonzero((array(loss.student_memory) != before).any(axis=1)).tolist()
+    assert moved == sorted([*student.indices.tolist(), 15, 16, 17, 18])
+    updated = before[16] + np.eye(4, 128)[1]
+    np.testing.assert_allclose(array(loss.student_memory)[16], updated / np.linalg.norm(updated), rtol=1e-5)
+
+
 def test_a_student_friendly_teacher_pays_for_branches_that_cannot_follow(class_activations: Make) -> None:
     teacher, *branches = (class_activations(seed).logits.requires_grad_() for seed in range(3))
     labels = torch.tensor([0, 1, 2, 1])

@@ -40,6 +40,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 }
 #: Flags that a resumed run has from its recipe.
 _FIXED: Final = ("teacher", "method", "imgsz", "losses", "temperature", "balance", "set", "out", *_DEFAULTS)
+_EXTRACTIVE: Final = "extractive is written after its paper's abstract: not a reproduction"
 _NEXT: Final = "python -m deploy.tflite --int8"
 
 
@@ -178,11 +179,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--student", metavar="NAME", help=f"architecture to train ({default['student']})")
     add("--data", metavar="NAME|ROOT", help=f"{', '.join(SOURCES)}, or an image folder ({default['data']})")
-    add("--method", metavar="NAME", help=f"one of {', '.join(METHODS)} (kd)")
+    add("--method", metavar="NAME", help=f"one of {', '.join(METHODS)} (kd). {_EXTRACTIVE}")
     add(
         "--losses",
         metavar="NAME=WEIGHT,...",
-        help=f"instead of the method's own losses on the teacher: {', '.join(CLASS_LOSSES)}",
+        help=f"instead of the method's own losses on the teacher: {', '.join(CLASS_LOSSES)}. {_EXTRACTIVE}",
     )
     add("--temperature", type=_number(0, "above 0"), metavar="T", help="softens logits (the method's: 4)")
     add("--balance", type=_number(0, "from 0 to 1", 1), metavar="B", help="weight of the teacher; labels get 1 - B")

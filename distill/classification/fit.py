@@ -19,6 +19,7 @@ from distill.classification.learner import Learner, total
 from distill.classification.lessons import Batch, Precision, TrainingImages
 from distill.classification.pixels import Pixels
 from distill.classification.processes import Processes
+from distill.classification.schedule import build_optimizer, freeze, learning_rate
 from distill.classification.settings import Settings
 from distill.classification.stage import Stage, read_tensors
 from distill.errors import DistillError
@@ -62,12 +63,14 @@ def fit(learner: Learner, course: Course, stage: Stage, processes: Processes) ->
     Raises:
         DistillError: when the loss is no longer finite, or the stage's files do not fit.
     """
-    network = learner.student.network
-    if stage.done:
-        _load(network, stage.weights_path)
-        return
-    _Training(learner, course, stage, processes).run()
-    processes.wait()
+    network, precision = learner.student.network, course.train.precision
+    learner.to(precision.device, memory_format=precision.memory_format)  # type: ignore[call-overload]
+    if not stage.done:
+        _Training(learner, course, stage, processes).run()
+        processes.wait()
+    # Read back where it was trained, too: processes other than the first have batch norms that saw other images.
+    _load(network, stage.weights_path)
+    torch.manual_seed(course.seed)  # what is drawn next is the same whether this stage was trained or only loaded
 
 
 @torch.no_grad()
@@ -91,10 +94,9 @@ class _Training:
     def __init__(self, learner: Learner, course: Course, stage: Stage, processes: Processes) -> None:
         self.learner, self.course, self.stage, self.processes = learner, course, stage, processes
         self.precision = course.train.precision
-        learner.to(self.precision.device, memory_format=self.precision.memory_format)  # type: ignore[call-overload]
         self.network = learner.student.network
         settings = course.settings
-        self.optimizer = _optimizer(learner, settings)
+        self.optimizer = build_optimizer(learner, settings)
         self.scaler = torch.amp.GradScaler(self.precision.device.type, enabled=self.precision.amp is torch.float16)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()} if settings.ema else {}
         self.history: list[dict[str, float]] = []
@@ -128,13 +130,13 @@ class _Training:
         """Take an epoch's steps; return the mean of each part of the loss."""
         settings, course = self.course.settings, self.course
         self.learner.train()
-        _freeze(self.learner, all_but_head=epoch < settings.freeze_epochs)
+        freeze(self.learner, all_but_head=epoch < settings.freeze_epochs)
         steps = math.ceil(len(course.train.pixels) / course.batch)
         sums: dict[str, float] = {}
         count = 0
         batches = course.train.epoch(epoch, course.batch, rank=self.processes.rank, world=self.processes.world)
         for number, batch in enumerate(_shown(batches, epoch, steps, self.processes)):
-            rate = _rate(settings, epoch + number / steps, course.epochs)
+            rate = learning_rate(settings, epoch + number / steps, course.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             with self.precision.context():
@@ -196,7 +198,7 @@ class _Training:
     def _stale(self) -> bool:
         """Whether the held-out accuracy has not risen for too long."""
         patience = self.course.settings.patience
-        if not patience or not self.history:
+        if not patience or not self.history or self.course.held_out is None:
             return False
         scores = [row["held_out"] for row in self.history]
         return len(scores) - 1 - scores.index(max(scores)) >= patience
@@ -248,38 +250,6 @@ class _Training:
             *(self.stage.folder.name, int(row["epoch"]), self.course.epochs),
             *(losses, 100 * row["top1"], held_out, seconds),
         )
-
-
-def _optimizer(learner: Learner, settings: Settings) -> torch.optim.Optimizer:
-    """Weights are decayed; biases and the scales of norms are not."""
-    parameters = list(learner.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.1, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=0.1)
-
-
-def _rate(settings: Settings, epoch: float, epochs: int) -> float:
-    """The learning rate at a fractional epoch: a linear rise, then a cosine; a function of time alone."""
-    highest = settings.lr or {"adamw": 1e-3, "sgd": 0.05}[settings.optimizer]
-    if settings.freeze_epochs and epoch >= settings.freeze_epochs:
-        highest *= settings.finetune_lr
-    warmup = min(settings.warmup, epochs / 2)
-    if epoch < warmup:
-        return highest * (epoch + 0.01) / (warmup + 0.01)
-    return highest * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(epochs - warmup, 1e-9)))
-
-
-def _freeze(learner: Learner, *, all_but_head: bool) -> None:
-    """Feature extraction: only the last layer of the student learns, and its norms keep their statistics."""
-    head = learner.student.network.get_submodule(learner.student.layers.head)
-    learner.student.network.requires_grad_(not all_but_head)
-    head.requires_grad_(True)
-    if all_but_head:
-        learner.student.network.eval()
 
 
 def _load(network: nn.Module, path: Path) -> None:

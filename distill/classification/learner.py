@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from distill.classification.classifier import Classifier
 from distill.classification.lessons import Batch, Teacher
 from distill.classification.taps import Layers
+from distill.errors import DistillError
 from distill.losses import ClassActivations, ClassPair, build_class_losses
 from distill.losses.classification import CLASS_LOSSES
 
@@ -77,8 +78,14 @@ class Taught(Learner):
             balance: weight B of what teachers say, from 0 to 1; labels get the rest.
             train_size: images of the training set.
             label_smoothing: of the cross entropy.
+
+        Raises:
+            DistillError: when a loss compares feature maps and a network has none.
         """
         super().__init__()
+        for lesson in lessons:
+            if needs_maps(lesson.weights):
+                shared_maps(student, lesson.layers)
         self.student = student
         self.losses = nn.ModuleList(
             build_class_losses(x.weights, class_pair(student, x.layers, train_size), x.temperature) for x in lessons
@@ -107,7 +114,22 @@ def needs_maps(weights: Mapping[str, float]) -> bool:
     return not _WITHOUT_MAPS.issuperset(set(weights) & set(CLASS_LOSSES))
 
 
-def class_pair(student: Classifier, teacher: Layers, train_size: int, outputs: int = 0) -> ClassPair:
+def shared_maps(student: Classifier, teacher: Layers) -> int:
+    """How many feature maps of both networks are compared: as many as the shallower has.
+
+    Raises:
+        DistillError: when one has none, such as a transformer.
+    """
+    ours, theirs = len(student.layers.maps), len(teacher.maps)
+    if not ours or not theirs:
+        raise DistillError(
+            f"{student.name} has {ours} feature maps and its teacher {theirs}, expected some in both to compare: "
+            "give convolutional networks, or losses without maps such as kd, dkd, rkd or crd"
+        )
+    return min(ours, theirs)
+
+
+def class_pair(student: Classifier, teacher: Layers, train_size: int) -> ClassPair:
     """The sizes by which losses build their layers; of both networks as many maps as the shallower has, deepest."""
     maps = min(len(student.layers.channels), len(teacher.channels))
     head = student.network.get_submodule(student.layers.head)
@@ -117,7 +139,7 @@ def class_pair(student: Classifier, teacher: Layers, train_size: int, outputs: i
         teacher_channels=teacher.channels[len(teacher.channels) - maps :],
         student_dim=student.layers.dim,
         teacher_dim=teacher.dim,
-        classes=outputs or head.out_features // student.subclasses,
+        classes=head.out_features // student.subclasses,
         train_size=train_size,
     )
 

@@ -34,7 +34,8 @@ class Run:
         recipe: what was asked.
         settings: the recipe's.
         data: the data set.
-        images: what the student learns from.
+        learned: the images that the student learns from: the training split, without what is held out.
+        images: the same, augmented.
         used: the teachers that were asked for, in order, for the record.
     """
 
@@ -64,8 +65,8 @@ class Run:
         self.used: list[FrozenTeacher] = []
         self._folder, self._answers, self._workers = folder / "training", answers, workers
         self._frame = recipe.frame
-        learned, held_out = data.train.divided(self.settings.holdout)
-        self.images = self.training_images(learned)
+        self.learned, held_out = data.train.divided(self.settings.holdout)
+        self.images = self.training_images(self.learned)
         self._held_out = None if held_out is None else self.pixels(held_out)
         self._score = self.pixels(data.val)
 
@@ -211,12 +212,15 @@ class Run:
         images: TrainingImages | None = None,
         epochs: int | None = None,
         keep: Collection[int] = (),
-        held_out: Pixels | None = None,
+        choose: bool = True,
     ) -> Classifier:
-        """Train a stage to its end, or load it where it is done; return its network."""
+        """Train a stage to its end, or load it where it is done; return its network.
+
+        Without ``choose`` the last epoch counts even where images are held out: of a network that does not classify.
+        """
         course = Course(
             train=images or self.images,
-            held_out=held_out or self._held_out,
+            held_out=self._held_out if choose else None,
             score=self._score,
             epochs=epochs or self.recipe.epochs,
             batch=self.recipe.batch,
@@ -226,8 +230,6 @@ class Run:
         )
         fit(learner, course, self.stage(role), self.processes)
         return learner.student
-
-    # Smaller pieces.
 
     @property
     def teacher_epochs(self) -> int:
@@ -248,16 +250,11 @@ class Run:
         """The files of a stage."""
         return Stage(self._folder / role)
 
-    def kept(self, source: str, epochs: Sequence[int]) -> dict[int, Path]:
-        """Files with the weights of a trained teacher after these epochs, as ``--set teach_epochs=`` left them."""
-        stage = Stage(Path(source) / "training" / "student")
-        found = {epoch: stage.kept(epoch) for epoch in epochs if stage.kept(epoch).is_file()}
-        if not found:
-            raise DistillError(
-                f"{source} does not keep its weights of epoch {' or '.join(map(str, epochs))}: train it with "
-                "--method none --set teach_epochs=..., or give --teacher an architecture"
-            )
-        return found
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """What a method's own layers draw while the block runs depends on the seed alone, not on what ran before."""
+        with self._seeded("training of student"):
+            yield
 
     def at(self, classifier: Classifier, weights: Path) -> FrozenTeacher:
         """A teacher with the weights of one of its epochs."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Final
 
 from distill.classification.augment import AUGMENTATIONS
@@ -146,13 +147,8 @@ def _value(name: str, text: str) -> Any:
         number = kind(text)
     except ValueError:
         number = float("nan")
-    if not lowest <= number <= highest:
+    if not (lowest <= number <= highest and math.isfinite(number)):
         what = "whole number" if kind is int else "number"
         bound = f"from {lowest:g} to {highest:g}" if highest < float("inf") else f"of at least {lowest:g}"
         raise DistillError(f"--set {name}={text}: expected a {what} {bound}")
     return number
-
-
-def as_dict(settings: Settings) -> dict[str, Any]:
-    """All of them, for the recipe."""
-    return asdict(settings)

@@ -229,7 +229,13 @@ def _parser() -> argparse.ArgumentParser:
         "another one, for heterogeneous; for takd all of them, smallest first (grey-cnn-64-128)",
     )
     add("--student", default="grey-cnn-4-8", metavar="NAME", help="architecture (grey-cnn-4-8)")
-    add("--methods", nargs="+", default=["all"], metavar="NAME", help="of --experiment methods (all)")
+    add(
+        "--methods",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="of --experiment methods; extractive is written after its paper's abstract: not a reproduction (all)",
+    )
     add("--seeds", type=whole, default=3, metavar="N", help="trainings of each, paired by seed (3)")
     add("--epochs", type=whole, default=20, metavar="N", help="of every student (20)")
     add("--teacher-epochs", type=whole, metavar="N", help="of every teacher (as many)")

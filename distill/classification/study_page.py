@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from distill.classification.methods import REMARKS
 from distill.classification.networks import build_classifier
 from distill.classification.study_plots import plot_epochs, plot_sizes
 from distill.classification.study_statistics import Comparison, compare, spread
@@ -42,7 +43,7 @@ def write_section(page: Path, name: str, text: str) -> None:
 def methods_page(study: Study, methods: Sequence[str], title: str, command: str, image: Path, report: Path) -> str:
     """Every method against none."""
     baseline = _scores(study, [study.plain_task(seed) for seed in range(study.seeds)])
-    rows, compared = [], {}
+    rows, shown, compared = [], [], {}
     for method in methods:
         tasks = [study.method_task(method, seed) for seed in range(study.seeds)]
         known = [task for task in tasks if task is not None]
@@ -52,7 +53,10 @@ def methods_page(study: Study, methods: Sequence[str], title: str, command: str,
         result = None if method == "none" else compare(scores, baseline)
         if result is not None:
             compared[method] = result
-        rows.append(f"| {method} | {spread(scores)} | {_comparison(result)} | {len(scores)} | {_cost(study, known)} |")
+        shown.append(method)
+        rows.append(
+            f"| {_marked(method)} | {spread(scores)} | {_comparison(result)} | {len(scores)} | {_cost(study, known)} |"
+        )
     return "\n".join(
         [
             *_head(study, title, command),
@@ -61,6 +65,10 @@ def methods_page(study: Study, methods: Sequence[str], title: str, command: str,
             "| method | top-1, % | against none, points | t-test p | Wilcoxon p | so | seeds | CPU s |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *rows,
+            "",
+            *(f"- \\* {method}: {REMARKS[method]}" for method in shown if method in REMARKS),
+            "- CPU s: of one training, with the teachers that its method trains itself. Ready teachers are not in it, "
+            "and their answers are computed once and shared: the first row that asks pays for them.",
             "",
             *_verdict(compared, study.seeds),
         ]
@@ -158,7 +166,8 @@ def _head(study: Study, title: str, command: str) -> list[str]:
         f"{recipe.epochs} epochs of {recipe.batch} images a step in every row; teachers {study.teacher_epochs} epochs. "
         f"Settings: {named}. A seed fixes the student's first weights, the order of images and their augmentation, "
         "in every row alike: rows are compared seed by seed. The last epoch counts; nothing was chosen on the test "
-        "images. Weights, temperature and balance of each method are its paper's.",
+        "images. Students are scored in the precision they were trained in. Weights, temperature and balance are the "
+        "defaults of each method, after its paper.",
         "",
         f"Made by (PyTorch {torch.__version__}, {_processor()}, one thread each; the same command goes on where it "
         "was interrupted):",
@@ -199,7 +208,7 @@ def _scores(study: Study, tasks: Sequence[Task]) -> Scores:
 
 
 def _cost(study: Study, tasks: Sequence[Task]) -> str:
-    """CPU seconds of a row's trainings, those of its own teachers and assistants included."""
+    """Mean CPU seconds of a row's trainings, those of the teachers and assistants that it trains itself included."""
     seconds = [record["cpu_s"] for task in tasks if (record := completed(task, study.out)) is not None]
     return f"{statistics.mean(seconds):.0f}" if seconds else "-"
 
@@ -223,6 +232,11 @@ def _difference(result: Comparison | None) -> str:
     return f"{result.mean:+.2f}{deviation} ({result.low:+.2f} to {result.high:+.2f})"
 
 
+def _marked(method: str) -> str:
+    """Its name, with an asterisk where there is a remark."""
+    return f"{method}*" if method in REMARKS else method
+
+
 def _p(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
@@ -243,12 +257,12 @@ def _verdict(compared: dict[str, Comparison], seeds: int) -> list[str]:
     ):
         named = sorted((m for m, c in compared.items() if c.words == words), key=lambda m: -compared[m].mean)
         if named:
-            lines.append(f"- {sentence}: {', '.join(f'{m} ({compared[m].mean:+.2f})' for m in named)}.")
+            lines.append(f"- {sentence}: {', '.join(f'{_marked(m)} ({compared[m].mean:+.2f})' for m in named)}.")
     if compared and seeds > 1:
         lines += [
             "",
             f"With {seeds} seeds the smallest p that the Wilcoxon test can give is {2 / 2**seeds:.3g}. Of "
-            f"{len(compared)} comparisons at the 5 % level {0.05 * len(compared):.1f} come out by chance alone.",
+            f"{len(compared)} comparisons at the 5 % level {0.05 * len(compared):.1f} would come out by chance alone.",
         ]
     return lines
 

@@ -17,6 +17,7 @@ import torch
 
 from distill.classification.classifier import Classifier
 from distill.classification.fit import accuracy
+from distill.classification.methods.eskd import kept_weights
 from distill.classification.processes import Processes
 from distill.classification.recipe import ClassRecipe
 from distill.classification.run import Run
@@ -148,7 +149,7 @@ def _taught_at(run: Run, epoch: int) -> Classifier:
     """Hinton's distillation from the teacher as it was after an epoch."""
     source, size = run.teacher_source(), run.recipe.imgsz
     classifier, _ = load_classifier(source, run.data.names, height=size, width=size)
-    teacher = run.at(classifier, run.kept(source, (epoch,))[epoch])
+    teacher = run.at(classifier, kept_weights(source, (epoch,))[epoch])
     return run.train("student", run.taught(run.student(), teacher, weights={"kd": 1.0}, balance=0.9)).eval()
 
 

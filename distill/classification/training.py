@@ -8,6 +8,7 @@ from pathlib import Path
 from distill.classification.classifier import Classifier
 from distill.classification.fit import accuracy
 from distill.classification.folders import ImageFolder
+from distill.classification.lessons import Precision
 from distill.classification.methods import find_method
 from distill.classification.networks import build_classifier
 from distill.classification.processes import Processes
@@ -78,8 +79,9 @@ def train(
 def _finish(recipe: ClassRecipe, data: ImageFolder, out: Path, processes: Processes, workers: int) -> Path:
     student, run = train(recipe, data, out, processes, answers=None, workers=workers)
     if processes.first:
-        score = run.pixels(data.val)
-        metrics = {f"top{top}": accuracy(student, score, run.precision, top=top) for top in (1, 5)}
+        # In float32 whatever the training ran in: what is published is a float32 program.
+        score, exact = run.pixels(data.val), Precision(run.precision.device)
+        metrics = {f"top{top}": accuracy(student, score, exact, top=top) for top in (1, 5)}
         publish_classifier(student, out, recipe=recipe, data=data, teachers=run.used, metrics=metrics)
     processes.wait()
     return out / "student" / "student.json"

@@ -24,16 +24,17 @@ from distill.classification.methods.takd import teach_through_assistants
 from distill.classification.run import Run
 from distill.errors import DistillError
 
-__all__ = ["METHODS", "find_method"]
+__all__ = ["METHODS", "REMARKS", "find_method"]
 
 #: Every known method under the name used in ``--method``: takes a run, returns the trained student.
 METHODS: Final[Mapping[str, Callable[[Run], Classifier]]] = {
     "none": train_plainly,
     "kd": taught_with({"kd": 1.0}, balance=0.9),  # Hinton et al. 2015
-    "dkd": taught_with({"dkd": 1.0}),  # Zhao et al. 2022
-    "extractive": taught_with({"extractive": 1.0}),  # after Kobayashi 2022
+    "dkd": taught_with({"dkd": 1.0}),  # Zhao et al. 2022; without their warm-up of the weight
+    "extractive": taught_with({"extractive": 1.0}),  # after the abstract of Kobayashi 2022: not a reproduction
     "fitnets": hint_then_teach,
-    "fitnets-joint": taught_with({"fitnets": 100.0}),  # Romero et al. 2015; weight of Tian et al. 2020
+    # Romero et al. 2015. Tian et al. 2020 weigh it with 100 too, but without the 1/2 of the paper's equation 3.
+    "fitnets-joint": taught_with({"fitnets": 100.0}),
     "at": taught_with({"at": 1000.0}),  # Zagoruyko and Komodakis 2017
     "rkd": taught_with({"rkd": 25.0}),  # Park et al. 2019
     "crd": taught_with({"crd": 0.8}),  # Tian et al. 2020
@@ -47,6 +48,15 @@ METHODS: Final[Mapping[str, Callable[[Run], Classifier]]] = {
     "sub-teachers": teach_by_sub_networks,
     "heterogeneous": teach_by_unlike,
     "mutual": learn_together,
+}
+
+#: What a reader of a method's results must know.
+REMARKS: Final[Mapping[str, str]] = {
+    "extractive": "written after the abstract of Kobayashi 2022, not its equations: not a reproduction",
+    "fitnets-joint": "half the weight of Tian et al. 2020, whose loss lacks the 1/2 of the paper's",
+    "dkd": "without the authors' warm-up of its weight",
+    "eskd": "the early-stopped teacher alone; the paper also stops distilling before the student's training ends",
+    "heterogeneous": "of the two teachers above, which may be one kind of network at two widths",
 }
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.classification.classifier import Classifier
-from distill.classification.learner import Learner, Lesson, class_pair
+from distill.classification.learner import Learner, Lesson, class_pair, needs_maps, shared_maps
 from distill.classification.lessons import Batch, FrozenTeacher, Teacher
+from distill.classification.methods.choices import refuse
 from distill.classification.run import Run
 from distill.classification.taps import Layers
 from distill.errors import DistillError
@@ -40,7 +41,7 @@ class Ensemble:
 
 
 def teach_by_logits(run: Run) -> Classifier:
-    """An ensemble's mean prediction teaches (Hinton et al. 2015, section 1 and 3; You et al. 2017, equation 4).
+    """An ensemble's mean prediction teaches (Hinton et al. 2015, sections 1 and 3; You et al. 2017).
 
     The arithmetic mean of the softened predictions. One architecture alone is trained twice, with weights and an
     order of images of its own.
@@ -78,11 +79,10 @@ def teach_by_parts(run: Run) -> Classifier:
     combined by a geometric mean (the mean of logits). ``parts`` sources are made by dividing the training set.
     """
     name, parts = run.architecture(), run.settings.parts
-    pixels = run.data.train
     teachers = []
     for number in range(parts):
         # Every parts-th image of the sorted list: all classes in each, and no image in two.
-        own = run.training_images(pixels.part(_every(len(pixels.files), number, parts)), seed=run.recipe.seed)
+        own = run.training_images(run.learned.part(_every(len(run.learned.files), number, parts)), seed=run.recipe.seed)
         teachers.append(run.ready(name, f"teacher-{number + 1}", own))
     return _taught_by(run, teachers, lambda logits, labels: combine_logits(logits))
 
@@ -90,20 +90,21 @@ def teach_by_parts(run: Run) -> Classifier:
 def teach_by_features(run: Run) -> Classifier:
     """An ensemble's feature maps teach (FEED, Park and Kwak 2019, "Feature-level Ensemble Knowledge Distillation").
 
-    The student's last map follows each teacher's through a transform of its own (equation 3), beside labels and the
+    The student's last map follows each teacher's through a transform of its own beside labels and the
     mean prediction.
     """
-    teachers = run.teachers()
-    student = run.student()
-    answering = [run.answering(teacher, run.images, maps=True) for teacher in teachers]
-    learner = FeatureTaught(
-        student,
-        answering,
-        [t.classifier.layers for t in teachers],
-        weight=run.settings.hint_weight,
-        balance=run.balance(0.5),
-        temperature=run.temperature(_TEMPERATURE),
-    )
+    refuse(run.recipe, "losses")
+    with run.drawing():
+        teachers, student = run.teachers(), run.student()
+        learner = FeatureTaught(
+            student,
+            [run.answering(teacher, run.images, maps=True) for teacher in teachers],
+            [t.classifier.layers for t in teachers],
+            weight=run.settings.hint_weight,
+            balance=run.balance(0.5),
+            temperature=run.temperature(_TEMPERATURE),
+            label_smoothing=run.settings.label_smoothing,
+        )
     return run.train("student", learner)
 
 
@@ -119,13 +120,21 @@ class FeatureTaught(Learner):
         weight: float,
         balance: float,
         temperature: float,
+        label_smoothing: float = 0.0,
     ) -> None:
-        """Build one transform per teacher."""
+        """Build one transform per teacher.
+
+        Raises:
+            DistillError: when a network has no feature maps.
+        """
         super().__init__()
+        for theirs in layers:
+            shared_maps(student, theirs)
         self.student = student
         self.loss = FeatureEnsemble([class_pair(student, theirs, 1) for theirs in layers])
         self._teachers = list(teachers)
         self._weight, self._balance, self._temperature = weight, balance, temperature
+        self._label_smoothing = label_smoothing
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``labels``, ``kd`` and ``features``."""
@@ -133,7 +142,7 @@ class FeatureTaught(Learner):
         answers = [teacher(batch) for teacher in self._teachers]
         mean = combine_probabilities([a.logits for a in answers], self._temperature)
         kd = softened_kl(found.logits, mean, self._temperature).mean()
-        labels = F.cross_entropy(found.logits.float(), batch.labels)
+        labels = F.cross_entropy(found.logits.float(), batch.labels, label_smoothing=self._label_smoothing)
         return {
             "labels": (1 - self._balance) * labels,
             "kd": self._balance * kd,
@@ -143,7 +152,7 @@ class FeatureTaught(Learner):
 
 def _taught_by(run: Run, teachers: Sequence[FrozenTeacher], combine: Combine) -> Classifier:
     weights = {"kd": 1.0} if run.recipe.losses is None else run.recipe.losses
-    ensemble = Ensemble([run.answering(t, run.images, maps=False) for t in teachers], combine)
+    ensemble = Ensemble([run.answering(t, run.images, maps=needs_maps(weights)) for t in teachers], combine)
     lesson = Lesson(ensemble, teachers[0].classifier.layers, weights, run.temperature(_TEMPERATURE))
     return run.train("student", run.learning(run.student(), [lesson], balance=0.9))
 

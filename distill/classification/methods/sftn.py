@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.classification.classifier import Classifier
-from distill.classification.learner import Learner
+from distill.classification.learner import Learner, shared_maps
 from distill.classification.lessons import Batch
 from distill.classification.run import Run
 from distill.classification.taps import replaced
@@ -26,9 +26,9 @@ def teach_friendly(run: Run) -> Classifier:
     away; the student then learns from that teacher by Hinton's loss.
     """
     network = run.student(run.architecture(), role="teacher")
-    learner = FriendlyTeacher(
-        network, run.student(role="branches"), branch_kl=run.settings.branch_kl, branch_ce=run.settings.branch_ce
-    )
+    branch, settings = run.student(role="branches"), run.settings
+    with run.drawing():
+        learner = FriendlyTeacher(network, branch, branch_kl=settings.branch_kl, branch_ce=settings.branch_ce)
     teacher = run.train_teacher("teacher", learner)
     return run.train("student", run.taught(run.student(), teacher, weights={"kd": 1.0}, balance=0.9))
 
@@ -49,10 +49,13 @@ class FriendlyTeacher(Learner):
             student: an untrained network of the student's architecture; copied for every branch.
             branch_kl: weight of the KL between branches and teacher.
             branch_ce: weight of the branches' cross entropy.
+
+        Raises:
+            DistillError: when a network has no feature maps.
         """
         super().__init__()
         self.student = teacher
-        maps = min(len(teacher.layers.maps), len(student.layers.maps))
+        maps = shared_maps(student, teacher.layers)
         self._names = student.layers.maps[-maps:]
         self._maps = maps
         self.branches = nn.ModuleList(copy.deepcopy(student) for _ in range(maps))

@@ -74,9 +74,11 @@ class SubTeachers:
         """What drops out does so while the block runs; norms and all else stay in evaluation."""
         for module in self._random:
             module.training = True
-        yield
-        for module in self._random:
-            module.training = False
+        try:
+            yield
+        finally:
+            for module in self._random:
+                module.training = False
 
 
 def _drops_out(module: nn.Module) -> bool:

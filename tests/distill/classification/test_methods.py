@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,9 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from distill import classify  # noqa: E402
+from distill.classification import training  # noqa: E402
+from distill.classification.fit import accuracy  # noqa: E402
+from distill.classification.lessons import Precision  # noqa: E402
 from distill.classification.methods import METHODS  # noqa: E402
 from distill.classification.networks import build_classifier  # noqa: E402
 from distill.classification.stage import Stage  # noqa: E402
@@ -37,6 +42,8 @@ def test_every_method_learns_an_easy_problem(method: str, arguments: Callable[..
     described = json.loads((out / "student" / "student.json").read_text())
     assert described["metrics"]["top1"] > 0.5  # a third is chance
     assert described["method"] == method
+    teachers = {"none": 0, "mutual": 0, "takd": 2, "ensemble-logits": 2, "ensemble-features": 2, "unified": 2}
+    assert len(described["teachers"]) == teachers.get(method, 1)
 
 
 @pytest.mark.usefixtures("quick_export")
@@ -63,8 +70,18 @@ def test_every_class_loss_can_be_asked_for_by_name(
 
 
 @pytest.mark.usefixtures("quick_export")
-def test_an_early_stopped_teacher_is_chosen_without_the_test_images(
+def test_an_ensemble_teaches_by_maps_too_and_from_remembered_answers(
     arguments: Callable[..., list[str]], teacher_run: Path, tmp_path: Path
+) -> None:
+    settings = ("--losses", "at=10", "--epochs", "1", "--set", "views=1")
+    flags = arguments(tmp_path / "run", *settings, method="ensemble-logits", teachers=(str(teacher_run),) * 2)
+    assert classify.main(flags) == 0
+    assert Stage(tmp_path / "run" / "training" / "student").history()[0]["loss_at"] > 0
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_an_early_stopped_teacher_is_chosen_without_the_test_images(
+    arguments: Callable[..., list[str]], teacher_run: Path, colours: Path, tmp_path: Path
 ) -> None:
     flags = arguments(
         tmp_path / "run", "--set", "lr=0.01", "teach_epochs=3+6", method="eskd", teachers=(str(teacher_run),)
@@ -76,6 +93,20 @@ def test_an_early_stopped_teacher_is_chosen_without_the_test_images(
     described = json.loads((tmp_path / "run" / "student" / "student.json").read_text())
     assert described["teacher"]["sha256"] in kept
     assert len(list((tmp_path / "run" / "training").glob("probe-*"))) == 2
+
+    # With every test image under another name the scores differ, and nothing that was learned or chosen does.
+    swapped = tmp_path / "swapped"
+    shutil.copytree(colours, swapped)
+    for name, other in (("blue", "kept"), ("green", "blue"), ("red", "green"), ("kept", "red")):
+        (swapped / "test" / name).rename(swapped / "test" / other)
+    again = [str(swapped) if flag == str(colours) else flag for flag in flags]
+    again[again.index("--out") + 1] = str(tmp_path / "again")
+    assert classify.main(again) == 0
+    one, other = (torch.load(tmp_path / n / "student" / "weights.pt", weights_only=True) for n in ("run", "again"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    renamed = json.loads((tmp_path / "again" / "student" / "student.json").read_text())
+    assert renamed["metrics"]["top1"] < described["metrics"]["top1"]
+    assert renamed["teacher"]["sha256"] == described["teacher"]["sha256"]
 
 
 def test_an_ultralytics_classifier_can_teach_and_learn(colours: Path, tmp_path: Path) -> None:
@@ -94,11 +125,19 @@ def test_an_ultralytics_classifier_can_teach_and_learn(colours: Path, tmp_path: 
 
 
 def test_the_classifier_runs_in_half_precision_without_breaking_a_loss(
-    arguments: Callable[..., list[str]], teacher_run: Path, tmp_path: Path
+    arguments: Callable[..., list[str]], teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    judged: list[torch.dtype | None] = []
+
+    def judge(student: Any, pixels: Any, precision: Precision, **top: int) -> float:
+        judged.append(precision.amp)
+        return accuracy(student, pixels, precision, **top)
+
+    monkeypatch.setattr(training, "accuracy", judge)
     settings = ("--set", "amp=bf16", "views=2", "lr=0.01")
     flags = arguments(tmp_path / "run", *settings, "--losses", "kd=1,at=1,crd=0.1", teachers=(str(teacher_run),))
     assert classify.main(flags) == 0
+    assert judged == [None, None]  # what is published is a float32 program, and is judged as one
     weights = torch.load(tmp_path / "run" / "student" / "weights.pt", weights_only=True)
     assert all(value.dtype == torch.float32 for value in weights.values())
 

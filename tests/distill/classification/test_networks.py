@@ -16,10 +16,14 @@ from distill.classification.augment import Augmentation  # noqa: E402
 from distill.classification.classifier import Classifier  # noqa: E402
 from distill.classification.course import CourseCnn  # noqa: E402
 from distill.classification.folders import open_image_folder  # noqa: E402
+from distill.classification.learner import Lesson, Taught, total  # noqa: E402
 from distill.classification.lessons import Answers, Batch, FrozenTeacher, Precision, TrainingImages  # noqa: E402
+from distill.classification.methods.ensembles import FeatureTaught  # noqa: E402
+from distill.classification.methods.sftn import FriendlyTeacher  # noqa: E402
 from distill.classification.methods.sub_teachers import SubTeachers  # noqa: E402
 from distill.classification.networks import build_classifier  # noqa: E402
 from distill.classification.pixels import Frame, Pixels  # noqa: E402
+from distill.errors import DistillError  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,46 @@ def test_sub_teachers_vary_but_their_mean_is_near_the_whole(own_dropout: bool) -
     assert not torch.equal(first, second)
     torch.testing.assert_close((first / 4).softmax(1), (whole / 4).softmax(1), rtol=0.03, atol=0.003)
     assert torch.equal(teacher(batch).logits, whole)  # asleep again
+
+
+def test_a_teacher_answers_in_evaluation_and_learns_nothing(colours: Path) -> None:
+    """Batch norm and dropout would betray a teacher in training, and move its statistics."""
+    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)]
+    layers += [torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(4, 3)]
+    precision = Precision(torch.device("cpu"))
+    teacher = FrozenTeacher(
+        Classifier(torch.nn.Sequential(*layers), "norms", height=16, width=16), precision, sha256=""
+    )
+    student = build_classifier("cnn-6-12", classes=3, height=16, width=16)
+    lesson = Lesson(teacher, teacher.classifier.layers, {"kd": 1.0, "at": 1.0, "crd": 1.0}, 4.0)
+    learner = Taught(student, [lesson], balance=0.5, train_size=36).train()
+    pixels = Pixels(open_image_folder(colours).train, Frame(16, 16))
+    images = TrainingImages(pixels, Augmentation("none", 0, len(pixels)), 0, 0, precision)
+    before = {key: value.clone() for key, value in teacher.classifier.network.state_dict().items()}
+    for batch in images.epoch(0, 8):
+        total(learner(batch)).backward()
+        found = teacher(batch)
+        assert torch.equal(found.logits, teacher(batch).logits)
+        assert not any(part.requires_grad for part in (found.logits, found.embedding, *found.feats))
+    assert all(torch.equal(value, before[key]) for key, value in teacher.classifier.network.state_dict().items())
+    assert all(p.grad is None for p in teacher.classifier.parameters())
+    held = {id(p) for p in learner.parameters()}
+    assert not any(id(p) in held for p in teacher.classifier.parameters())
+
+
+def test_networks_without_feature_maps_are_refused_where_maps_are_compared() -> None:
+    layers = [torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)]
+    flat = Classifier(torch.nn.Sequential(*layers), "flat", height=16, width=16)
+    teacher = FrozenTeacher(flat, Precision(torch.device("cpu")), sha256="")
+    student = build_classifier("cnn-6-12", classes=3, height=16, width=16)
+    for name in ("at", "fitnets", "cwd"):
+        with pytest.raises(DistillError, match="cnn-6-12 has 2 feature maps and its teacher 0"):
+            Taught(student, [Lesson(teacher, flat.layers, {name: 1.0}, 4.0)], balance=0.5, train_size=36)
+    with pytest.raises(DistillError, match="feature maps"):
+        FriendlyTeacher(flat, student, branch_kl=3.0, branch_ce=1.0)
+    with pytest.raises(DistillError, match="feature maps"):
+        FeatureTaught(student, [teacher], [flat.layers], weight=1.0, balance=0.5, temperature=4.0)
+    Taught(student, [Lesson(teacher, flat.layers, {"kd": 1.0, "rkd": 1.0}, 4.0)], balance=0.5, train_size=36)
 
 
 def test_remembered_answers_are_those_the_teacher_gives(colours: Path) -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("ultralytics", reason="distillation needs the [train] extra"
 from PIL import Image  # noqa: E402
 
 from distill import classify  # noqa: E402
-from distill.classification import networks, sources  # noqa: E402
+from distill.classification import networks, sources, study  # noqa: E402
 from distill.classification.folders import open_image_folder  # noqa: E402
 
 
@@ -75,6 +75,12 @@ def refuse(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ca
         ({"student": "yolov8n.yaml"}, ["Detect head", "yolov8n-cls.pt"]),
         ({"student": "cnn-2-4", "set": ["pretrained=true"]}, ["no published weights"]),
         ({"set": ["lr=-1"]}, ["--set lr=-1", "at least 0"]),
+        ({"set": ["lr=inf"]}, ["--set lr=inf", "at least 0"]),
+        ({"method": "none", "teacher": None, "temperature": "2"}, ["method none has no use for --temperature"]),
+        ({"method": "mutual", "teacher": None, "balance": "0.5"}, ["method mutual has no use for --balance"]),
+        ({"method": "mutual", "teacher": None, "losses": "kd"}, ["method mutual has no use for --losses"]),
+        ({"method": "ensemble-features", "losses": "kd"}, ["method ensemble-features has no use for --losses"]),
+        ({"method": "subclass", "losses": "dkd=1"}, ["subclass: dkd", "--losses"]),
         ({"set": ["colour=red"]}, ["expected name=value with one of optimizer"]),
         ({"set": ["optimizer=adam"]}, ["expected one of adamw, sgd"]),
         ({"set": ["epochs"]}, ["expected name=value"]),
@@ -113,6 +119,14 @@ def test_a_malformed_flag_is_a_usage_error(flags: list[str], words: str, capsys:
         classify.main(flags)
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_help_says_of_extractive_that_it_is_no_reproduction(capsys: pytest.CaptureFixture[str]) -> None:
+    for main in (classify.main, study.main):
+        with pytest.raises(SystemExit) as stop:
+            main(["--help"])
+        assert stop.value.code == 0
+        assert "not a reproduction" in " ".join(capsys.readouterr().out.split())
 
 
 def _one_class(root: Path) -> None:

@@ -49,6 +49,7 @@ def _interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sub-teachers", 4, ("holdout=0.2",)),  # the teacher draws too
         ("takd", 8, ()),  # in the middle of the chain
         ("fitnets", 1, ("views=2",)),
+        ("mutual", 3, ()),
     ],
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(
@@ -79,6 +80,24 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         else:
             a, b = (torch.load(p, weights_only=True) for p in (ours, theirs))
             assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+@pytest.mark.usefixtures("quick_export")
+@pytest.mark.parametrize(("method", "after"), [("ensemble-features", 12), ("sftn", 6)])
+def test_a_run_stopped_between_teacher_and_student_goes_on_bit_for_bit(
+    method: str, after: int, arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that the method draws after its teachers were trained are the same when these are only loaded."""
+    assert classify.main(arguments(tmp_path / "whole", method=method)) == 0
+    torch.manual_seed(7)  # whatever ran before
+    with monkeypatch.context() as patch:
+        _interrupt_after(after, patch)
+        assert classify.main(arguments(tmp_path / "halved", method=method)) == 130
+    assert not (tmp_path / "halved" / "training" / "student").exists()
+    torch.manual_seed(99)
+    assert classify.main(["--resume", str(tmp_path / "halved"), "--device", "cpu"]) == 0
+    one, other = (torch.load(tmp_path / n / "student" / "weights.pt", weights_only=True) for n in ("whole", "halved"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.usefixtures("quick_export")
@@ -117,6 +136,19 @@ def test_early_stopping_keeps_the_best_held_out_epoch(arguments: Callable[..., l
 
 
 @pytest.mark.usefixtures("quick_export")
+def test_a_hint_stage_is_neither_stopped_nor_chosen_by_what_it_cannot_classify_yet(
+    arguments: Callable[..., list[str]], teacher_run: Path, tmp_path: Path
+) -> None:
+    settings = ("--set", "lr=0.01", "holdout=0.25", "patience=1", "hint_epochs=4")
+    flags = arguments(tmp_path / "run", *settings, method="fitnets", teachers=(str(teacher_run),))
+    assert classify.main(flags) == 0
+    hint, student = (Stage(tmp_path / "run" / "training" / name).history() for name in ("hint", "student"))
+    assert len(hint) == 4
+    assert "held_out" not in hint[0]
+    assert "held_out" in student[0]
+
+
+@pytest.mark.usefixtures("quick_export")
 def test_feature_extraction_moves_the_last_layer_alone_until_fine_tuning(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -133,9 +165,10 @@ def test_feature_extraction_moves_the_last_layer_alone_until_fine_tuning(
     assert moved["tuned"] == set(first)
 
 
-def test_two_processes_step_as_one_with_the_whole_batch(colours: Path, tmp_path: Path) -> None:
+def test_two_processes_step_as_one_with_the_whole_batch(colours: Path, teacher_run: Path, tmp_path: Path) -> None:
     """Gradients are averaged over two gloo processes with half of each batch: the same steps up to rounding."""
-    flags = ["-m", "distill.classify", "--student", STUDENT, "--data", str(colours), "--method", "none"]
+    flags = ["-m", "distill.classify", "--student", STUDENT, "--data", str(colours), "--method", "kd"]
+    flags += ["--teacher", str(teacher_run)]
     flags += ["--epochs", "2", "--batch", "12", "--device", "cpu", "--set", "optimizer=sgd", "lr=0.01"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     assert classify.main([*flags[2:], "--out", str(tmp_path / "one")]) == 0

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import DatasetFolder
@@ -27,6 +26,9 @@ _IN_MEMORY_BYTES: Final = 2 << 30
 class Frame:
     """How an image becomes an input of the network, in training and on the device alike.
 
+    Resizing is bilinear and antialiased and the crop central, as by torchvision's ``Resize`` and ``CenterCrop``: the
+    pixels that ``deploy.runtime`` gives the bundle, and those that pretrained networks were trained on.
+
     Attributes:
         height, width: of the input, in pixels.
         fit: ``stretch`` resizes to height x width; ``crop`` resizes the short side to ``resize`` pixels and takes the
@@ -40,24 +42,24 @@ class Frame:
     resize: int = 0
 
     def read(self, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Decode one image as RGB, shape (height, width, 3), uint8.
+        """Decode one image as RGB, turned as its EXIF says, shape (height, width, 3), uint8.
 
         Raises:
             DistillError: when it cannot be decoded.
         """
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
+                pixels = np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
         except (UnidentifiedImageError, ModuleNotFoundError) as error:
             # The open() that ultralytics puts into Pillow asks for pi-heif when it does not know a file.
             raise DistillError(f"{path} cannot be read as an image: replace or remove it") from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DistillError(f"{path} cannot be decoded ({error}): replace or remove it") from error
         if self.fit == "crop":
-            scale = self.resize / min(pixels.shape[:2])
-            height, width = (max(round(side * scale), self.resize) for side in pixels.shape[:2])
+            # Rounded as torchvision does: the long side down, the corner half to even.
+            height, width = (side * self.resize // min(pixels.shape[:2]) for side in pixels.shape[:2])
             pixels = _resized(pixels, height, width)
-            top, left = (height - self.height) // 2, (width - self.width) // 2
+            top, left = round((height - self.height) / 2), round((width - self.width) / 2)
             pixels = pixels[top : top + self.height, left : left + self.width]
         return _resized(pixels, self.height, self.width)
 
@@ -125,7 +127,14 @@ def _decode_all(split: Split, frame: Frame) -> Tensor:
 def _resized(
     pixels: np.ndarray[Any, np.dtype[np.uint8]], height: int, width: int
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Bilinear without antialiasing: what the device does, so that student and bundle see the same pixels."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16L", "I;16B", "I", "F"):  # Pillow clips deep grey images to white
+        deep = np.asarray(image, np.float64)
+        top = 65535.0 if deep.max(initial=0.0) > 255.0 else 255.0
+        image = Image.fromarray(np.clip(deep * (255.0 / top), 0, 255).astype(np.uint8))
+    return image.convert("RGB")

@@ -86,7 +86,9 @@ def test_cropping_resizes_the_short_side_and_takes_the_centre(tmp_path: Path) ->
     found = Frame(16, 16, "crop", 20).read(tmp_path / "wide.png")
     assert found.shape == (16, 16, 3)
     assert found.min() == 255
-    assert Frame(16, 16).read(tmp_path / "wide.png")[0, :, 0].tolist() == [0] * 4 + [255] * 8 + [0] * 4
+    row = Frame(16, 16).read(tmp_path / "wide.png")[0, :, 0].tolist()
+    assert row[:3] + row[5:11] + row[13:] == [0] * 3 + [255] * 6 + [0] * 3
+    assert 0 < row[3] < row[4] < 255, "antialiased: a fifth of each neighbour's pixels counts"
 
 
 def test_a_named_set_is_written_once_as_plain_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

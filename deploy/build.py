@@ -87,7 +87,7 @@ def build_bundle(
                 validation,
                 VERIFY_IMAGES[graph.task],
                 max_drop_points,
-                student.held_out_split,
+                student.held_out_split if validation == student.data else None,
             )
             _write(replace(manifest, verified=verified), folder)
     return Bundle.open(out)
@@ -143,7 +143,7 @@ def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, va
         tools[distribution] = version(distribution)
     with suppress(PackageNotFoundError):  # run from a checkout that is not installed
         tools["edge-distill"] = version("edge-distill")
-    data = student.data or validation
+    data = validation or student.data  # one that is there before one that is gone
     classifies = job.graph.task == "classify"
     return Manifest(
         engine=target.engine,

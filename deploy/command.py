@@ -71,7 +71,8 @@ def _parser(target: Target) -> argparse.ArgumentParser:
     parser.add_argument(
         "--student",
         type=Path,
-        help="student folder, run folder, or .pt checkpoint (default: the newest student below runs/)",
+        help="student folder, run folder, or .pt checkpoint; a .pt2 is a program: open none that you do not trust "
+        "(default: the newest student below runs/)",
     )
     precision = parser.add_mutually_exclusive_group()
     for name, text in (

@@ -82,6 +82,9 @@ def ultralytics_logits(checkpoint: Checkpoint, path: Path) -> tuple[UltralyticsL
 def exported_logits(path: Path, class_names: Sequence[str], imgsz: int) -> tuple[ExportedLogits, int]:
     """Load an exported program.
 
+    It is a program: PyTorch unpickles parts of it and calls whatever functions its graph names, so a file made to do
+    harm would do it here. Its record's SHA-256 tells that it was not changed, not who made it.
+
     Args:
         path: a `.pt2` that `torch.export.save` wrote: float32 (batch, 3, imgsz, imgsz) in 0..1 to (batch, classes).
         class_names: of the student's record.
@@ -99,7 +102,7 @@ def exported_logits(path: Path, class_names: Sequence[str], imgsz: int) -> tuple
         with torch.inference_mode():
             (met,) = network(torch.zeros(1, 3, imgsz, imgsz))
         shape: Any = tuple(met.shape)
-    except (RuntimeError, AssertionError, TypeError, ValueError, KeyError, AttributeError, EOFError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError, LookupError, AttributeError, EOFError) as error:
         raise StudentError(
             f"{path} cannot be run on an image of {imgsz} px ({first_line(error)}): distil the student again"
         ) from error
@@ -115,6 +118,8 @@ def exported_logits(path: Path, class_names: Sequence[str], imgsz: int) -> tuple
 
 def recorded_input(record: Mapping[str, Any], path: Path) -> tuple[ClassifierInput, tuple[str, ...]]:
     """What a student's record says of its input and its classes.
+
+    `resize` counts for a "crop" alone; distill writes 0 where there is none.
 
     Args:
         record: content of a classifier's student.json.

@@ -137,13 +137,19 @@ def _bound_padding(model: Any, ranges: Any) -> None:
     """
     from onnx import numpy_helper
 
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
         value = constants.get(node.input[2]) if node.op_type == "Pad" and len(node.input) > 2 else None
         if value is not None and np.isneginf(numpy_helper.to_array(value)).all():
             ranges[node.output[0]] = ranges[node.input[0]]
             lowest = np.asarray(ranges[node.input[0]].range_value[0], np.float32).reshape(value.dims)
-            value.CopyFrom(numpy_helper.from_array(lowest, value.name))
+            # A constant of its own: several borders may share one, and each has another least value.
+            node.input[2] = f"{node.output[0]}_border"
+            graph.initializer.append(numpy_helper.from_array(lowest, node.input[2]))
+    read = {name for node in graph.node for name in node.input}
+    for name in constants.keys() - read:  # ONNX Runtime would warn of them whenever the model is opened
+        graph.initializer.remove(constants[name])
 
 
 def _silu_inputs(model: Any) -> set[str]:

@@ -230,6 +230,21 @@ def test_another_size_than_the_programs_is_refused(student_folder: Path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_student_whose_data_is_gone_is_verified_on_what_is_given_and_says_so(
+    student_folder: Path, data_root: Path, tmp_path: Path
+) -> None:
+    record = json.loads((student_folder / "student.json").read_text())
+    record["data"] = {"root": str(tmp_path / "gone"), "train": "train", "val": "val"}  # what is given has a test split
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    (folder / "student.pt2").write_bytes((student_folder / "student.pt2").read_bytes())
+    (folder / "student.json").write_text(json.dumps(record))
+    manifest = build_bundle(onnx_target.TARGET, find_student(folder), tmp_path / "b", calibration=data_root).manifest
+    assert manifest.data_root == str(data_root)
+    assert manifest.verified is not None
+    assert manifest.verified["dataset"] == f"{data_root.name}/test"
+
+
 def test_a_loss_of_top1_above_the_allowed_is_refused_with_both_figures(
     student_folder: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:

@@ -224,8 +224,13 @@ class _Training:
                 f"{self.stage.folder} is a training of {state['epochs']} epochs, not {self.course.epochs}: "
                 "its schedule cannot be stretched; start a new run"
             )
-        self.learner.load_state_dict(state["learner"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise DistillError(
+                f"{self.stage.folder} is a training of other layers than this version builds: start a new run"
+            ) from error
         self.scaler.load_state_dict(state["scaler"])
         self.average = {k: v.to(self.precision.device) for k, v in state["average"].items()}
         self.step, self.best = state["step"], state["best"]

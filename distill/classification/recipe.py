@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from distill.classification.pixels import Frame
-from distill.classification.settings import Settings
+from distill.classification.settings import Settings, parse_settings
 from distill.errors import DistillError
 
 __all__ = ["ClassRecipe", "read_recipe", "write_recipe"]
 
 _FILE: Final = "recipe.json"
 _SCHEMA: Final = 1
+#: What JSON must hold, by name.
+_KINDS: Final[Mapping[str, type | tuple[type, ...]]] = {
+    **dict.fromkeys(("method", "student", "data", "data_sha256"), str),
+    **dict.fromkeys(("epochs", "imgsz", "batch", "seed"), int),
+    **dict.fromkeys(("temperature", "balance"), (int, float, type(None))),
+    "teachers": list,
+    "losses": (dict, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -92,4 +100,10 @@ def read_recipe(folder: Path) -> ClassRecipe:
         or settings.keys() != {f.name for f in fields(Settings)}
     ):
         raise DistillError(f"{path} is of another version: start a new run without --resume")
-    return ClassRecipe(**{**content, "teachers": tuple(content["teachers"]), "settings": Settings(**settings)})
+    if odd := next((name for name, kinds in _KINDS.items() if not isinstance(content[name], kinds)), None):
+        raise DistillError(f"{path} is damaged ({odd} is {content[odd]!r}): start a new run without --resume")
+    try:
+        checked = parse_settings([f"{name}={value}" for name, value in settings.items()])
+    except DistillError as error:
+        raise DistillError(f"{path} is damaged ({error}): start a new run without --resume") from error
+    return ClassRecipe(**{**content, "teachers": tuple(content["teachers"]), "settings": checked})

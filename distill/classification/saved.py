@@ -73,7 +73,8 @@ def load_state(classifier: Classifier, weights: Path) -> None:
 def _of_this_tool(described: Path, names: Sequence[str], height: int, width: int) -> tuple[Classifier, str]:
     try:
         content: Any = json.loads(described.read_text("utf-8"))
-        task, classes, size = content["task"], content["class_names"], content["input"]
+        task, classes = content["task"], [str(name) for name in content["class_names"]]
+        size = content["input"]["height"], content["input"]["width"]
         name, subclasses = content["student"]["init"], int(content["student"].get("subclasses", 1))
         sha256 = str(content["student"]["weights_sha256"])
     except (ValueError, KeyError, TypeError) as error:
@@ -83,10 +84,10 @@ def _of_this_tool(described: Path, names: Sequence[str], height: int, width: int
             f"teacher {described.parent} is of task {task!r}, expected a classifier: give another teacher"
         )
     _check_names(classes, names, str(described.parent))
-    if (size["height"], size["width"]) != (height, width):
+    if size != (height, width):
         raise DistillError(
-            f"teacher {described.parent} was trained on {size['height']} x {size['width']} px, the run has "
-            f"{height} x {width}: give --imgsz {size['height']}"
+            f"teacher {described.parent} was trained on {size[0]} x {size[1]} px, the run has {height} x {width}: "
+            f"give --imgsz {size[0]}"
         )
     weights = described.with_name("weights.pt")
     if not weights.is_file() or file_sha256(weights) != sha256:

@@ -227,6 +227,14 @@ def test_resuming_refuses_what_is_not_that_run(
     assert "distill.yolo" in refused("--resume", str(trained))
     recipe.write_text(text[:50])
     assert "is damaged" in refused("--resume", str(trained))
+    for whole, broken, words in (
+        ('"teachers": []', '"teachers": null', "teachers is None"),
+        ('"epochs": 1', '"epochs": "one"', "epochs is 'one'"),
+        ('"weight_decay": 0.0005', '"weight_decay": "much"', "weight_decay=much"),
+    ):
+        assert whole in text
+        recipe.write_text(text.replace(whole, broken))
+        assert words in refused("--resume", str(trained))
     recipe.write_text(text)
     (data / "train" / "dark" / "0.png").unlink()
     assert "changed since the run was started" in refused("--resume", str(trained))

@@ -27,7 +27,7 @@ from bench.compare_text import json_figures, text
 from bench.errors import BenchError
 from bench.history import keep, like_runs
 from bench.rows import Row
-from deploy.cli import log, run_command
+from deploy.cli import log, number_within, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,22 +176,16 @@ class _Comparer:
 
 
 def percent(text: str) -> float:
-    """ "5%" or "5" as 0.05."""
-    return _number(text.removesuffix("%"), text, "a percentage from 0 to 1000, such as 5%", 1000.0) / 100.0
+    """ "5%" or "5" as 0.05.
+
+    Raises:
+        argparse.ArgumentTypeError: no number, or not from 0 to 1000.
+    """
+    return number_within(0.0, 1000.0, text.removesuffix("%")) / 100.0
 
 
 def _points(text: str) -> float:
-    return _number(text, text, "points from 0 to 100", 100.0)
-
-
-def _number(number: str, text: str, expected: str, highest: float) -> float:
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= highest:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
-    return value
+    return number_within(0.0, 100.0, text)
 
 
 if __name__ == "__main__":

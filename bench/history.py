@@ -20,7 +20,7 @@ from bench.compare_sides import group_key
 from bench.errors import BenchError
 from bench.records import CLASSES_NAME, DETECTIONS_NAME, RESULT_NAME, read_result
 from bench.rows import Row, result_row
-from deploy.cli import log, one_line, whole_folder
+from deploy.cli import file_name, log, one_line, whole_folder
 
 # Newest like runs taken as the baseline: enough to know the spread, few enough to forget what was changed on purpose.
 BASELINE_RUNS = 5
@@ -76,8 +76,7 @@ def keep(history: Path, rows: Sequence[Row]) -> list[Path]:
     kept = []
     for row in rows:
         created = re.sub(r"[^0-9TZ]", "", row.result.created.partition("+")[0])
-        group = re.sub(r"[^\w.@+-]", "_", f"{row.bundle}@{row.result.device}").lstrip(".-") or "unnamed"
-        folder = history / group / f"{created}-{_fingerprint(row)[:8]}"
+        folder = history / file_name(f"{row.bundle}@{row.result.device}") / f"{created}-{_fingerprint(row)[:8]}"
         if not folder.exists():
             with whole_folder(folder) as partial:
                 (partial / RESULT_NAME).write_text(row.result.to_json(), encoding="utf-8")

@@ -165,10 +165,11 @@ def _best_keys(row: Row, others: Sequence[Row]) -> set[str]:
 
 def _plot_section(rows: Sequence[Row], names: Sequence[str]) -> str:
     metrics = dict.fromkeys(row.metric for row in rows if row.accuracy is not None)
-    return "\n".join(_metric_plot(rows, names, metric) for metric in metrics)
+    titles = {metric: "Accuracy" if len(metrics) == 1 else f"Accuracy ({metric})" for metric in metrics}
+    return "\n".join(_metric_plot(rows, names, metric, title) for metric, title in titles.items())
 
 
-def _metric_plot(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
+def _metric_plot(rows: Sequence[Row], names: Sequence[str], metric: str, title: str) -> str:
     points = [
         Point(
             latency_ms=row.p50_s * 1e3,
@@ -194,7 +195,7 @@ def _metric_plot(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
         f'<div class="{name}">{accuracy_plot(points, width, height, metric)}</div>' for name, width, height in plots
     )
     return (
-        "<section><h2>Accuracy against latency</h2>"
+        f"<section><h2>{title} against latency</h2>"
         '<p class="soft">Upper left is best. The dashed line joins the bundles of a device that no other beats in both.'
         f'</p><figure>{drawn}<figcaption><ul class="legend">{legend}</ul></figcaption></figure></section>'
     )

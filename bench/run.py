@@ -15,7 +15,6 @@ if __package__ in (None, ""):  # started by its path: import from the folder abo
 
 import argparse
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,16 @@ from bench.report import default_out, load_rows, write_report
 from bench.results import in_short, make_result, write_findings
 from bench.rows import Row
 from deploy.bundle import Bundle
-from deploy.cli import log, number_within, one_line, positive_whole_number, run_command, unused_path, whole_folder
+from deploy.cli import (
+    file_name,
+    log,
+    number_within,
+    one_line,
+    positive_whole_number,
+    run_command,
+    unused_path,
+    whole_folder,
+)
 from deploy.errors import DeployError
 from devices import LOCAL, DeviceError, open_device
 
@@ -140,7 +148,7 @@ class _Run:
             finally:
                 progress.clear()
             result = make_result(site.device.name, bundle, images, measured, self._command)
-            folder = unused_path(out / f"{_file_name(name)}@{_file_name(site.device.name)}")
+            folder = unused_path(out / f"{file_name(name)}@{file_name(site.device.name)}")
             with whole_folder(folder) as partial:
                 (partial / RESULT_NAME).write_text(result.to_json(), encoding="utf-8")
                 write_findings(partial, bundle, images, measured)
@@ -187,12 +195,7 @@ def _student_name(bundle: Bundle) -> str:
     """What the results are called: the student's name, else what the bundle's folder starts with."""
     named: Any = bundle.manifest.student.get("name")
     suffix = f"-{bundle.manifest.engine}-{bundle.manifest.precision}"
-    return _file_name(str(named or bundle.path.resolve().name.partition(suffix)[0]))
-
-
-def _file_name(text: str) -> str:
-    """`text` with everything that is awkward in a file name replaced."""
-    return re.sub(r"[^\w.@+-]", "_", text).lstrip(".-")[:100] or "unnamed"
+    return file_name(str(named or bundle.path.resolve().name.partition(suffix)[0]))
 
 
 def _count(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -120,6 +121,11 @@ def positive_whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
     return int(text)
+
+
+def file_name(text: str) -> str:
+    """`text` as one file name, with everything that is awkward in it replaced."""
+    return re.sub(r"[^\w.@+-]", "_", text).lstrip(".-")[:100] or "unnamed"
 
 
 def unused_path(path: Path) -> Path:

@@ -308,6 +308,8 @@ def test_bundles_of_two_tasks_are_not_held_against_each_other(run: Callable[...,
     fps = {cells["bundle"][1]: cells["fps"][0] for cells in page.cells}
     assert best == {fps["cells-onnx-int8"], fps["c10-onnx-int8"]}
     assert "cells-onnx-fp32, cells-onnx-int8: scored by its boxes; its masks are not scored." in page.text
+    assert "Accuracy (mAP50-95) against latency" in page.text
+    assert "Accuracy (top-1) against latency" in page.text
     assert "c10-onnx-fp32, c10-onnx-int8: found the opened model in its cache" in page.text
 
 

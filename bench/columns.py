@@ -43,6 +43,10 @@ def percent_text(value: Value) -> str:
     return f"{value:.1f}" if isinstance(value, (int, float)) else "-"
 
 
+def _points_text(value: Value) -> str:
+    return f"{value:z.2f}" if isinstance(value, (int, float)) else "-"
+
+
 def _plain_text(value: Value) -> str:
     return "-" if value is None else str(value)
 
@@ -91,6 +95,14 @@ COLUMNS: tuple[Column, ...] = (
         max,
     ),
     Column(
+        "drop_points",
+        "drop pts",
+        "Points of mAP50-95, or of top-1, below the fp32 bundle of the same student, runtime and device.",
+        lambda row: row.drop_points,
+        _points_text,
+        min,
+    ),
+    Column(
         "p50_ms",
         "p50 ms",
         "Median time per image: preprocess, inference and postprocess.",
@@ -137,12 +149,14 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def shown_columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns of a table: a metric that only bundles of another task have is left out."""
+    """The columns of a table: what no row has, or only bundles of another task, is left out."""
     classified = any(row.top1 is not None for row in rows)
     detected = any(row.map50_95 is not None for row in rows)
     absent = set() if classified else {"top1", "top5"}
     if classified and not detected:
         absent = {"map50_95", "map50"}
+    if all(row.drop_points is None for row in rows):
+        absent = absent | {"drop_points"}
     return [column for column in COLUMNS if column.key not in absent]
 
 

@@ -19,7 +19,7 @@ from bench.detections_file import read_detections
 from bench.errors import BenchError
 from bench.records import CLASSES_NAME, DETECTIONS_NAME, RESULT_NAME, read_result
 from bench.report_page import render_page
-from bench.rows import Row, in_order, labels, result_row
+from bench.rows import Row, in_order, labels, result_row, with_drops
 from bench.samples import draw_samples
 from deploy.cli import log, run_command
 
@@ -54,7 +54,7 @@ def load_rows(folders: Sequence[Path]) -> list[Row]:
             raise BenchError(f"no {RESULT_NAME} in or below {folder}: run python bench/run.py, or give another folder")
         found += below
     unique = list(dict.fromkeys(path.resolve() for path in found))
-    return in_order([result_row(read_result(path), path) for path in unique])
+    return in_order(with_drops([result_row(read_result(path), path) for path in unique]))
 
 
 def write_report(rows: Sequence[Row], out: Path) -> Path:

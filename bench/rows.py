@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import BenchError
@@ -41,6 +41,8 @@ class Row:
         peak_rss_bytes: peak resident memory of the process.
         size_bytes: model files on disk.
         load_s: opening the model in a fresh process.
+        drop_points: points (0..100) of `accuracy` below that of the float32 bundle of the same student, runtime, size
+            and device on the same images, negative for a gain; None without such a one. See `with_drops`.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class Row:
     peak_rss_bytes: int
     size_bytes: int
     load_s: float
+    drop_points: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -124,6 +127,27 @@ def result_row(result: Result, folder: Path) -> Row:
 def _accuracies(accuracy: Accuracy | TopAccuracy | None) -> dict[str, float | None]:
     names = ("map50_95", "map50", "top1", "top5")
     return {name: float(value) if (value := getattr(accuracy, name, None)) is not None else None for name in names}
+
+
+def with_drops(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with their `drop_points`, as far as there is a float32 row to hold one against."""
+    float_rows = {_scored_like(row): row for row in rows if row.precision == "fp32" and row.accuracy is not None}
+    known = [
+        float_rows.get(_scored_like(row)) if row.precision != "fp32" and row.accuracy is not None else None
+        for row in rows
+    ]
+    return [
+        row if other is None else replace(row, drop_points=100 * ((other.accuracy or 0.0) - (row.accuracy or 0.0)))
+        for row, other in zip(rows, known, strict=True)
+    ]
+
+
+def _scored_like(row: Row) -> tuple[object, ...]:
+    """What bundles share that differ in their precision alone, and were scored on the same images."""
+    student = row.result.bundle.get("student")
+    made_from = student.get("sha256") if isinstance(student, Mapping) else None
+    scored_on = None if row.result.accuracy is None else row.result.accuracy.dataset_sha256
+    return str(made_from or row.folder), row.device, row.engine, row.pixels, row.metric, scored_on
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:

@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # started by its path, as the worker: import from
 
     sys.path[0] = str(_Path(__file__).resolve().parents[2])
 
+import argparse
 import runpy
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import deploy.runtime
+from deploy.cli import number_within
 from devices import LocalDevice
 
 
@@ -42,10 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code of `bench/run.py`."""
     import bench.run
 
-    given = list(sys.argv[1:] if argv is None else argv)
-    seconds = float(given[0])
-    with patch.object(bench.run, "open_device", lambda *_, **__: SlowedDevice(seconds)):
-        return bench.run.main(given[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.studies.slowed",
+        description="bench/run.py on this machine, slowed.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("seconds", type=_seconds, help="to wait busily per image; arguments of bench/run.py follow")
+    slowed, given = parser.parse_known_args(argv)
+    with patch.object(bench.run, "open_device", lambda *_, **__: SlowedDevice(slowed.seconds)):
+        return bench.run.main(given)
+
+
+def _seconds(text: str) -> float:
+    return number_within(0.0, 60.0, text)
 
 
 def spinning(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:

@@ -313,6 +313,25 @@ def test_bundles_of_two_tasks_are_not_held_against_each_other(run: Callable[...,
     assert "c10-onnx-fp32, c10-onnx-int8: found the opened model in its cache" in page.text
 
 
+def test_what_int8_costs_is_told_against_the_float_bundle_of_the_same_runtime(run: Callable[..., Path]) -> None:
+    def scored(engine: str, precision: str, top1: float, images: str = "d") -> None:
+        top = TopAccuracy(top1, 0.95, {}, 1000, "cifar10/test", images * 64)
+        named = {"name": f"c10-{engine}-{precision}", "engine": engine, "precision": precision, "task": "classify"}
+        run(bundle=named, accuracy=top)
+
+    scored("onnx", "fp32", 0.57)
+    scored("onnx", "int8", 0.566)
+    scored("tflite", "fp32", 0.57)
+    scored("tflite", "int8", 0.572)
+    scored("openvino", "fp32", 0.57, images="e")  # scored on other images: no measure for the int8 one
+    scored("openvino", "int8", 0.5)
+    drops = {cells["bundle"][1]: cells["drop_points"][1] for cells in _render().cells}
+    assert drops == {
+        "c10-onnx-fp32": "-", "c10-onnx-int8": "0.40", "c10-tflite-fp32": "-", "c10-tflite-int8": "-0.20",
+        "c10-openvino-fp32": "-", "c10-openvino-int8": "-",
+    }  # fmt: skip
+
+
 def test_one_bundle_of_each_task_is_the_best_of_nothing(run: Callable[..., Path]) -> None:
     run()
     top = TopAccuracy(0.57, 0.95, {}, 1000, "cifar10/test", "d" * 64)

@@ -1,4 +1,4 @@
-"""Distillation of a heavy YOLOv8 teacher into a small student: teacher + data -> ``student/``."""
+"""Distillation of a heavy detector or classifier into a small student: teacher + data -> ``student/``."""
 
 import os
 

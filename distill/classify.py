@@ -6,13 +6,14 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 try:
     from PIL import Image
 
+    from distill.arguments import at_least, number_within
     from distill.classification.folders import ImageFolder
     from distill.classification.methods import METHODS, find_method
     from distill.classification.processes import Processes, joined
@@ -185,42 +186,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=WEIGHT,...",
         help=f"instead of the method's own losses on the teacher: {', '.join(CLASS_LOSSES)}. {_EXTRACTIVE}",
     )
-    add("--temperature", type=_number(0, "above 0"), metavar="T", help="softens logits (the method's: 4)")
-    add("--balance", type=_number(0, "from 0 to 1", 1), metavar="B", help="weight of the teacher; labels get 1 - B")
-    add("--epochs", type=_at_least(1), metavar="N", help=f"epochs of the student ({default['epochs']})")
-    add("--imgsz", type=_at_least(8), metavar="PX", help="side of the input (that of small images, else 224)")
-    add("--batch", type=_at_least(2), metavar="N", help=f"images per step, over all processes ({default['batch']})")
-    add("--seed", type=_at_least(0), metavar="N", help=f"random seed ({default['seed']})")
+    add("--temperature", type=number_within(0, "above 0"), metavar="T", help="softens logits (the method's: 4)")
+    add(
+        "--balance",
+        type=number_within(0, "from 0 to 1", 1),
+        metavar="B",
+        help="weight of the teacher; labels get 1 - B",
+    )
+    add("--epochs", type=at_least(1), metavar="N", help=f"epochs of the student ({default['epochs']})")
+    add("--imgsz", type=at_least(8), metavar="PX", help="side of the input (that of small images, else 224)")
+    add("--batch", type=at_least(2), metavar="N", help=f"images per step, over all processes ({default['batch']})")
+    add("--seed", type=at_least(0), metavar="N", help=f"random seed ({default['seed']})")
     add("--device", default="", help="cpu, or a GPU's number (the first GPU if there is one, else cpu)")
-    add("--workers", type=_at_least(0), default=4, metavar="N", help="loading processes for large data (4)")
+    add("--workers", type=at_least(0), default=4, metavar="N", help="loading processes for large data (4)")
     add("--set", nargs="+", metavar="NAME=VALUE", help="other settings: lr=0.01 ema=0.999 ... (docs/classification.md)")
     add("--resume", type=Path, metavar="RUN", help="run folder to continue after its last complete epoch")
     add("--out", type=Path, metavar="RUN", help="new run folder (runs/distill/STUDENT, numbered)")
     add("--json", action="store_true", help="print student.json instead of the summary")
     return parser
-
-
-def _at_least(lowest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {lowest}")
-        return int(text)
-
-    return parse
-
-
-def _number(lowest: float, words: str, highest: float = float("inf")) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        within = lowest <= value <= highest if highest < float("inf") else lowest < value < highest
-        if not within:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a number {words}")
-        return value
-
-    return parse
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 try:
+    from distill.arguments import at_least, number_within
     from distill.console import log_to_stderr
     from distill.data import DataSet, open_data_set
     from distill.errors import DistillError
@@ -177,12 +178,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher", metavar="PT", help="checkpoint to learn from, such as yolov8x.pt")
     add("--student", metavar="PT|YAML", help=f".pt to start from, .yaml trains from scratch ({default['student']})")
     add("--data", metavar="YAML", help=f"detection data set ({default['data']})")
-    add("--epochs", type=_at_least(1), metavar="N", help=f"epochs ({default['epochs']})")
+    add("--epochs", type=at_least(1), metavar="N", help=f"epochs ({default['epochs']})")
     add("--imgsz", type=_image_size, metavar="PX", help=f"image size, a multiple of 32 ({default['imgsz']})")
-    add("--batch", type=_at_least(1), metavar="N", help=f"images per step ({default['batch']})")
+    add("--batch", type=at_least(1), metavar="N", help=f"images per step ({default['batch']})")
     add("--device", help="cpu, 0, or 0,1 for several GPUs (the first GPU if there is one, else cpu)")
-    add("--seed", type=_at_least(0), metavar="N", help=f"random seed ({default['seed']})")
-    add("--workers", type=_at_least(0), metavar="N", help=f"data-loading processes on a GPU ({default['workers']})")
+    add("--seed", type=at_least(0), metavar="N", help=f"random seed ({default['seed']})")
+    add("--workers", type=at_least(0), metavar="N", help=f"data-loading processes on a GPU ({default['workers']})")
     add(
         "--losses",
         metavar="NAME=WEIGHT,...",
@@ -190,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--temperature",
-        type=_temperature,
+        type=number_within(0, "above 0"),
         metavar="T",
         help=f"softens logits before they are compared ({default['temperature']:g})",
     )
@@ -206,36 +207,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(lowest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = lowest - 1
-        if number < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {lowest}")
-        return number
-
-    return parse
-
-
 def _image_size(text: str) -> int:
-    size = _at_least(64)(text)
+    size = at_least(64)(text)
     if size % 32:
         raise argparse.ArgumentTypeError(
             f"{size} is not a multiple of 32: try {size // 32 * 32} or {-(-size // 32) * 32}"
         )
     return size
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
-    return value
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from distill.arguments import at_least
 from distill.classification.folders import ImageFolder
 from distill.classification.methods import METHODS, find_method
 from distill.classification.methods.choices import numbers
@@ -211,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         "came out as one section of a Markdown page. The same command goes on after an interruption.",
     )
     add = parser.add_argument
-    whole = _positive
+    whole = at_least(1)
     add(
         "--experiment",
         choices=("methods", "eskd", "takd"),
@@ -244,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", nargs="+", metavar="NAME=VALUE", help="settings of all trainings, as in python -m distill.classify")
     add(
         "--jobs",
-        type=_whole,
+        type=at_least(0),
         default=1,
         metavar="N",
         help="trainings at a time; 0 writes the page of what is finished (1)",
@@ -254,16 +255,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--section", default="study", metavar="NAME", help="of the page; the plot is images/NAME.png (study)")
     add("--title", metavar="TEXT", help="heading of the section (its name)")
     return parser
-
-
-def _whole(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,13 @@ def teach_friendly(run: Run) -> Classifier:
     network = run.student(run.architecture(), role="teacher")
     branch, settings = run.student(role="branches"), run.settings
     with run.drawing():
-        learner = FriendlyTeacher(network, branch, branch_kl=settings.branch_kl, branch_ce=settings.branch_ce)
+        learner = FriendlyTeacher(
+            network,
+            branch,
+            branch_kl=settings.branch_kl,
+            branch_ce=settings.branch_ce,
+            label_smoothing=settings.label_smoothing,
+        )
     teacher = run.train_teacher("teacher", learner)
     return run.train("student", run.taught(run.student(), teacher, weights={"kd": 1.0}, balance=0.9))
 
@@ -41,7 +47,15 @@ class FriendlyTeacher(Learner):
     enlarged to the size of the student's.
     """
 
-    def __init__(self, teacher: Classifier, student: Classifier, *, branch_kl: float, branch_ce: float) -> None:
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        *,
+        branch_kl: float,
+        branch_ce: float,
+        label_smoothing: float = 0.0,
+    ) -> None:
         """Build a branch for each of the maps that both have, deepest first matched.
 
         Args:
@@ -49,6 +63,7 @@ class FriendlyTeacher(Learner):
             student: an untrained network of the student's architecture; copied for every branch.
             branch_kl: weight of the KL between branches and teacher.
             branch_ce: weight of the branches' cross entropy.
+            label_smoothing: of the teacher's own cross entropy.
 
         Raises:
             DistillError: when a network has no feature maps.
@@ -63,7 +78,7 @@ class FriendlyTeacher(Learner):
             nn.Sequential(nn.Conv2d(theirs, ours, 1, bias=False), nn.BatchNorm2d(ours), nn.ReLU())
             for theirs, ours in zip(teacher.layers.channels[-maps:], student.layers.channels[-maps:], strict=True)
         )
-        self._weights = (branch_kl, branch_ce)
+        self._weights, self._label_smoothing = (branch_kl, branch_ce), label_smoothing
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the one loss as ``friendly``, less the teacher's own ``labels``."""
@@ -74,8 +89,9 @@ class FriendlyTeacher(Learner):
         ]
         branch_kl, branch_ce = self._weights
         whole = student_friendly_loss(found.logits, branches, batch.labels, branch_kl=branch_kl, branch_ce=branch_ce)
-        labels = F.cross_entropy(found.logits.float(), batch.labels)
-        return {"labels": labels, "friendly": whole - labels}
+        logits = found.logits.float()
+        labels = F.cross_entropy(logits, batch.labels, label_smoothing=self._label_smoothing)
+        return {"labels": labels, "friendly": whole - F.cross_entropy(logits, batch.labels)}
 
     def _branch(self, index: int, images: Tensor, features: Tensor) -> Tensor:
         """Logits of the student whose map ``index`` is the teacher's."""

@@ -1,0 +1,41 @@
+"""Numbers on a command line: refused with what was expected."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+__all__ = ["at_least", "number_within"]
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``lowest`` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {lowest}")
+        return int(text)
+
+    return parse
+
+
+def number_within(lowest: float, words: str, highest: float = float("inf")) -> Callable[[str], float]:
+    """An argparse type: a number from ``lowest`` to ``highest``, or above ``lowest`` where there is no highest.
+
+    Args:
+        lowest: bound.
+        words: the bounds, as they stand behind "expected a number".
+        highest: bound.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        within = lowest <= value <= highest if highest < float("inf") else lowest < value < highest
+        if not within:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number {words}")
+        return value
+
+    return parse

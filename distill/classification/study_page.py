@@ -22,22 +22,9 @@ from distill.classification.study_tasks import Task, completed
 if TYPE_CHECKING:
     from distill.classification.study import Study
 
-__all__ = ["eskd_page", "methods_page", "takd_page", "write_section"]
+__all__ = ["eskd_page", "methods_page", "takd_page"]
 
 Scores = dict[int, float]  # top-1 by seed
-
-
-def write_section(page: Path, name: str, text: str) -> None:
-    """Replace the section of that name, or add it at the end; the rest of the page stays as it is."""
-    begin, end = f"<!-- section {name} -->", f"<!-- end of {name} -->"
-    whole = page.read_text("utf-8") if page.is_file() else ""
-    block = f"{begin}\n{text.strip()}\n{end}"
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    changed = pattern.sub(lambda _: block, whole) if begin in whole else f"{whole.rstrip()}\n\n{block}\n".lstrip()
-    page.parent.mkdir(parents=True, exist_ok=True)
-    partial = page.with_name(f".{page.name}.partial-{os.getpid()}")
-    partial.write_text(changed, "utf-8")
-    partial.replace(page)
 
 
 def methods_page(study: Study, methods: Sequence[str], title: str, command: str, image: Path, report: Path) -> str:
@@ -70,7 +57,7 @@ def methods_page(study: Study, methods: Sequence[str], title: str, command: str,
             "- CPU s: of one training, with the teachers that its method trains itself. Ready teachers are not in it, "
             "and their answers are computed once and shared: the first row that asks pays for them.",
             "",
-            *_verdict(compared, study.seeds),
+            *_verdict({m: c for m, c in compared.items() if c.seeds > 1}),
         ]
     )
 
@@ -106,6 +93,9 @@ def eskd_page(study: Study, _: Sequence[str], title: str, command: str, image: P
             *rows,
             "",
             _image(image, report, "accuracy of the teacher and of its students by the teacher's epoch"),
+            "",
+            "The epochs are those of one training whose rate falls along a cosine to its last: an early teacher is "
+            "also one that was not annealed.",
             "",
             *_best_of(by_epoch, f"epoch {study.keep[-1]}", "the finished teacher"),
         ]
@@ -245,7 +235,7 @@ def _range(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
 
 
-def _verdict(compared: dict[str, Comparison], seeds: int) -> list[str]:
+def _verdict(compared: dict[str, Comparison]) -> list[str]:
     """The table in sentences, with what so few seeds can and cannot show."""
     lines = []
     for words, sentence in (
@@ -258,7 +248,8 @@ def _verdict(compared: dict[str, Comparison], seeds: int) -> list[str]:
         named = sorted((m for m, c in compared.items() if c.words == words), key=lambda m: -compared[m].mean)
         if named:
             lines.append(f"- {sentence}: {', '.join(f'{_marked(m)} ({compared[m].mean:+.2f})' for m in named)}.")
-    if compared and seeds > 1:
+    if compared:
+        seeds = max(c.seeds for c in compared.values())
         lines += [
             "",
             f"With {seeds} seeds the smallest p that the Wilcoxon test can give is {2 / 2**seeds:.3g}. Of "

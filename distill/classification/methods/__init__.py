@@ -56,6 +56,8 @@ REMARKS: Final[Mapping[str, str]] = {
     "fitnets-joint": "half the weight of Tian et al. 2020, whose loss lacks the 1/2 of the paper's",
     "dkd": "without the authors' warm-up of its weight",
     "eskd": "the early-stopped teacher alone; the paper also stops distilling before the student's training ends",
+    "ensemble-logits": "teachers of this seed and of the next, so that neighbouring seeds share one",
+    "ensemble-features": "teachers of this seed and of the next, so that neighbouring seeds share one",
     "heterogeneous": "of the two teachers above, which may be one kind of network at two widths",
 }
 

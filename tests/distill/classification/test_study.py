@@ -19,7 +19,7 @@ from distill.classification.augment import Augmentation, epoch_order  # noqa: E4
 from distill.classification.folders import open_image_folder  # noqa: E402
 from distill.classification.pixels import Frame, Pixels  # noqa: E402
 from distill.classification.sources import open_data  # noqa: E402
-from distill.classification.study_page import write_section  # noqa: E402
+from distill.classification.study_section import write_section  # noqa: E402
 from distill.classification.study_statistics import compare, spread  # noqa: E402
 
 

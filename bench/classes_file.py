@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from bench.errors import BenchError
 from bench.wire import TopClasses
 
+# Array to the kinds of numpy type it may be of.
+_KINDS = {"image_paths": "U", "class_names": "U", "class_ids": "iu", "scores": "f", "truth": "iu"}
+
 
 @dataclass(frozen=True, eq=False)
 class ClassesFile:
@@ -89,9 +92,13 @@ def read_classes(path: Path) -> ClassesFile:
         raise BenchError(f"no classes at {path}: run python bench/run.py with an image-folder --data")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("image_paths", "class_names", "class_ids", "scores", "truth")}
-    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {name: archive[name] for name in _KINDS}
+    except (TypeError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise BenchError(f"{path} is not a classes file ({error}): run the bench again") from error
+    wrong = [name for name, kinds in _KINDS.items() if not arrays[name].ndim or arrays[name].dtype.kind not in kinds]
+    if wrong:
+        met = ", ".join(f"{name} of {arrays[name].dtype} {arrays[name].shape}" for name in wrong)
+        raise BenchError(f"{path} is not a classes file (it has {met}): run the bench again")
     count, names = len(arrays["image_paths"]), len(arrays["class_names"])
     shapes = [arrays[name].shape for name in ("class_ids", "scores", "truth")]
     if shapes[0][:1] != (count,) or len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2] != (count,):

@@ -93,7 +93,7 @@ def read_detections(path: Path) -> DetectionsFile:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (TypeError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise BenchError(f"{path} is not a detections file ({error}): run the bench again") from error
     try:
         images = tuple(str(image) for image in arrays["image_paths"])

@@ -138,6 +138,16 @@ def test_a_classes_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     write_classes(tmp_path / "e.npz", ["a.png", "b.png"], found, np.array([2, 1]), COLOURS[:2])
     with pytest.raises(BenchError, match="class ids beyond its 2 names"):
         read_classes(tmp_path / "e.npz")
+    with np.load(tmp_path / "c.npz") as archive:
+        arrays = dict(archive)
+    for name, wrong in (("truth", np.array(["2", "1"])), ("class_names", np.array("red")), ("scores", arrays["truth"])):
+        np.savez(tmp_path / "f.npz", **{**arrays, name: wrong})
+        with pytest.raises(BenchError, match=rf"is not a classes file \(it has {name} of .*\): run the bench again"):
+            read_classes(tmp_path / "f.npz")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "c.npz")
+    with pytest.raises(BenchError, match="is not a classes file"):
+        read_classes(tmp_path / "c.npz")
     (tmp_path / "c.npz").write_bytes(b"no archive")
     with pytest.raises(BenchError, match="is not a classes file"):
         read_classes(tmp_path / "c.npz")

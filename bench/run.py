@@ -39,6 +39,7 @@ from deploy.cli import (
     run_command,
     unused_path,
     whole_folder,
+    whole_number,
 )
 from deploy.errors import DeployError
 from devices import LOCAL, DeviceError, open_device
@@ -199,7 +200,7 @@ def _student_name(bundle: Bundle) -> str:
 
 
 def _count(text: str) -> int:
-    return 0 if text == "0" else positive_whole_number(text)
+    return whole_number(0, text)
 
 
 def _seconds(text: str) -> float:

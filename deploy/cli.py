@@ -113,13 +113,18 @@ def number_within(lowest: float, highest: float, text: str) -> float:
 
 
 def positive_whole_number(text: str) -> int:
+    """A flag's whole number of at least 1; see `whole_number`."""
+    return whole_number(1, text)
+
+
+def whole_number(least: int, text: str) -> int:
     """A flag's whole number.
 
     Raises:
-        argparse.ArgumentTypeError: `text` is no whole number, or below 1.
+        argparse.ArgumentTypeError: `text` is no whole number, or below `least`.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least {least}")
     return int(text)
 
 

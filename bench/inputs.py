@@ -14,10 +14,10 @@ from bench.accuracy import ImageTruth
 from bench.errors import BenchError
 from deploy.bundle import MANIFEST_NAME, Bundle, Manifest, find_bundles, sha256_file
 from deploy.cli import log, one_line
-from deploy.dataset import LabelledImage, image_files, load_dataset
+from deploy.dataset import LabelledImage, load_dataset
 from deploy.errors import BundleError, DatasetError
 from deploy.image_folder import ClassificationDataset, held_out_splits, load_image_folder
-from deploy.runtime.image import image_size
+from deploy.runtime.image import image_files, image_size
 
 RUNS = Path("runs")
 

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.bundle import InputSpec, sha256_file
-from deploy.dataset import IMAGE_SUFFIXES, evenly_spaced, image_files, load_dataset
+from deploy.dataset import evenly_spaced, load_dataset
 from deploy.errors import CalibrationError
 from deploy.image_folder import TRAIN, held_out_splits, is_image_folder, load_image_folder
 from deploy.runtime import read_image
 from deploy.runtime.fit import fit_image
+from deploy.runtime.image import IMAGE_SUFFIXES, image_files
 
 __all__ = [
     "SILU_INPUT_FLOOR",

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.errors import DatasetError
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from deploy.runtime.image import IMAGE_SUFFIXES, image_files
 
 # As much as ultralytics 8.4 lets a coordinate lie outside the image.
 _TOLERANCE = 0.01
@@ -102,15 +101,6 @@ def load_dataset(data_yaml: str | Path, split: str = "val") -> DetectionDataset:
         raise DatasetError(f"{yaml_path}: the {split!r} split holds no images ({', '.join(IMAGE_SUFFIXES)})")
     images = tuple(_labelled(path, len(class_names)) for path in sorted(set(paths)))
     return DetectionDataset(f"{yaml_path.stem}/{split}", class_names, images)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files below `folder`, sorted, hidden ones left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
-    )
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:

@@ -25,10 +25,10 @@ from deploy.cli import (
     unused_path,
     whole_folder,
 )
-from deploy.dataset import IMAGE_SUFFIXES, image_files
 from deploy.errors import BundleError, DatasetError, DeployError, SourceError
 from deploy.findings import Finding, as_record, as_text, draw
 from deploy.runtime import Classifier, Detector, Segmenter
+from deploy.runtime.image import images_below
 from deploy.runtime.recording import VideoWriter
 from deploy.runtime.sources import VIDEO_SUFFIXES, Camera, Frame, ImageFiles, Source, VideoFile
 from deploy.runtime.stream import FailedFrame, Stream
@@ -154,11 +154,11 @@ class _Run:
         stream: Stream[Finding] = Stream(self._model, job.source, on_failed=self._failed)
         try:
             with stream:
-                for frame, found in stream:
+                for number, (frame, found) in enumerate(stream, start=1):
                     self._result(frame, found, job)
                     if sink is not None:
                         sink.write(frame, draw(frame.pixels, found, self._class_names))
-                    if not job.image_names and stream.stats().processed == self._most:
+                    if not job.image_names and number == self._most:
                         break
         except (KeyboardInterrupt, SourceError) as end:
             if not job.source.live or not stream.stats().processed:
@@ -232,10 +232,7 @@ def _paths(given: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     videos: list[Path] = []
     for path in given:
         if path.is_dir():
-            found = image_files(path)
-            if not found:
-                raise DatasetError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-            images += found
+            images += images_below(path)
         elif not path.exists():
             raise DatasetError(f"no image {path}: check the path")
         elif path.suffix.lower() in VIDEO_SUFFIXES:

@@ -15,6 +15,10 @@ class DatasetError(DeployError):
     """A data set, an image or a label cannot be used as it is."""
 
 
+class ImageTooLargeError(DatasetError):
+    """An image has more pixels than the caller takes."""
+
+
 class SourceError(DeployError):
     """A camera or a video cannot be opened or read on, or what reads it is not installed."""
 

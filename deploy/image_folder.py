@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.dataset import IMAGE_SUFFIXES, evenly_spaced, image_files
+from deploy.dataset import evenly_spaced
 from deploy.errors import DatasetError
+from deploy.runtime.image import IMAGE_SUFFIXES, image_files
 
 TRAIN = "train"
 HELD_OUT = ("val", "test")  # the first that exists is the one to measure on

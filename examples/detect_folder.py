@@ -6,6 +6,7 @@ python examples/detect_folder.py runs/deploy/yolov8n-tflite-int8 photos/ > count
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,10 +32,11 @@ def count(arguments: argparse.Namespace) -> int:
     names = detector.manifest.class_names
     # An image that cannot be decoded is counted, and told on stderr; the others go on.
     stream = Stream(detector, arguments.source)
-    print("image,class,count")
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["image", "class", "count"])
     for frame, found in stream:
         for class_id, number in sorted(Counter(found.class_ids.tolist()).items()):
-            print(f"{frame.name},{names[class_id]},{number}")
+            table.writerow([frame.name, names[class_id], number])
     stats = stream.stats()
     print(f"{stats.processed} of {stats.read} frames, {stats.fps:.1f} a second", file=sys.stderr)
     detector.close()

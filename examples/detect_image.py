@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from deploy.cli import run_command
+from deploy.errors import DeployError
 from deploy.runtime import Detector, draw_detections, read_image
 
 
@@ -27,6 +28,8 @@ def main() -> int:
 
 def detect(arguments: argparse.Namespace) -> int:
     """Print what is found, best first, and save the drawn image where one is asked for."""
+    if arguments.out and arguments.out.exists():
+        raise DeployError(f"{arguments.out} already exists: choose another --out or remove it")
     detector = Detector(arguments.bundle, conf=arguments.conf)
     image = read_image(arguments.image)  # (height, width, 3) uint8 RGB
     found = detector(image)

@@ -9,24 +9,29 @@ It has neither encryption nor passwords: put it behind a web server that does be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
+import socket
 import sys
 import tempfile
 import threading
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from deploy.cli import one_line, run_command
-from deploy.errors import DatasetError, DeployError
+from deploy.errors import DatasetError, DeployError, ImageTooLargeError
 from deploy.findings import as_record
-from deploy.runtime import Detector, image_size, read_image
+from deploy.runtime import Detector, read_image
 
 MOST_BYTES = 20 * 1024 * 1024
 MOST_PIXELS = 50_000_000  # decoded, that is 150 MB
 MOST_REQUESTS = 8  # at once: each may hold an image
-TIMEOUT_S = 30.0  # for a client that sends nothing
+MOST_CONNECTIONS = 64  # at once: each holds a thread, whatever it sends
+MOST_SECONDS = 30.0  # for a connection from its first byte to its answer, however slowly the client sends
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows more, and runs other programs for some
 
 
 class Service(ThreadingHTTPServer):
@@ -38,6 +43,28 @@ class Service(ThreadingHTTPServer):
         super().__init__(address, Handler)
         self.detector = detector
         self.slots = threading.BoundedSemaphore(MOST_REQUESTS)
+        self.connections = threading.BoundedSemaphore(MOST_CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection a thread, or close it if too many have one."""
+        if not self.connections.acquire(blocking=False):
+            return self.shutdown_request(request)
+        try:
+            return super().process_request(request, client_address)
+        except RuntimeError:  # the system has no thread left
+            self.connections.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, cut off where it takes too long."""
+        deadline = threading.Timer(MOST_SECONDS, _cut_off, [request])
+        deadline.daemon = True
+        deadline.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            deadline.cancel()
+            self.connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say in one line that a client has gone; anything else is a fault and shows its traceback."""
@@ -48,10 +75,10 @@ class Service(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET /health and POST /detect; every answer is one line of JSON."""
+    """GET /health and POST /detect; every answer is one line of JSON, and ends the connection."""
 
     server: Service
-    timeout = TIMEOUT_S
+    protocol_version = "HTTP/1.1"  # of 1.0, curl waits a second before it sends a photo of more than 1 MB
 
     def do_GET(self) -> None:
         """Say what runs here."""
@@ -61,19 +88,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Take an image and answer with its detections."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        given = self.headers.get("Content-Length", "")
+        if not given.isdecimal():
             return self.answer(411, {"error": "no Content-Length: send the image as the body of the request"})
-        if self.path != "/detect" or int(length) > MOST_BYTES:
-            self.discard(int(length))
+        length = int(given[:20])  # Python refuses to convert thousands of digits
+        if self.path != "/detect" or length > MOST_BYTES:
+            self.discard(length)
             if self.path != "/detect":
                 return self.answer(404, {"error": f"no {self.path}: GET /health or POST /detect"})
             return self.answer(413, {"error": f"the body has {length} bytes, at most {MOST_BYTES} are taken"})
         if not self.server.slots.acquire(blocking=False):
-            self.discard(int(length))
+            self.discard(length)
             return self.answer(503, {"error": f"{MOST_REQUESTS} requests are in hand: try again"})
         try:
-            return self.answer(*self.detect(self.rfile.read(int(length))))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise ConnectionError(f"the body ended after {len(body)} of {length} bytes")
+            return self.answer(*self.detect(body))
         finally:
             self.server.slots.release()
 
@@ -84,10 +115,9 @@ class Handler(BaseHTTPRequestHandler):
             file.write(body)
             file.flush()
             try:
-                width, height = image_size(file.name)
-                if width * height > MOST_PIXELS:
-                    return 413, {"error": f"the image has {width} x {height} pixels, at most {MOST_PIXELS} are taken"}
-                found = self.server.detector(read_image(file.name))
+                found = self.server.detector(read_image(file.name, most_pixels=MOST_PIXELS, formats=FORMATS))
+            except ImageTooLargeError as error:
+                return 413, {"error": one_line(error).replace(file.name, "the image")}
             except DatasetError as error:
                 return 400, {"error": one_line(error).replace(file.name, "the body")}
             except DeployError as error:
@@ -96,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def discard(self, length: int) -> None:
         """Read a body without keeping it: a client that is still sending would not see the answer."""
-        left = min(length, 5 * MOST_BYTES)
+        left = length if length <= 5 * MOST_BYTES else 0  # who announces more is answered at once, heard or not
         while left > 0 and (part := self.rfile.read(min(left, 65536))):
             left -= len(part)
 
@@ -106,8 +136,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class answers by itself, as to a method that it does not know: JSON too."""
+        self.answer(code, {"error": message or explain or HTTPStatus(code).phrase})
 
 
 def main() -> int:
@@ -115,11 +151,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Serve detections over HTTP.")
     parser.add_argument("bundle", type=Path, help="bundle folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--conf", type=float, default=0.25, help="lowest score, 0..1 (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of one inference (default: all processors)")
     arguments = parser.parse_args()
     return run_command(lambda: serve(arguments), ValueError)
+
+
+def _cut_off(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it may just have ended by itself
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to 65535")
+    return int(text)
 
 
 def serve(arguments: argparse.Namespace) -> int:

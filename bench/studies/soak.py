@@ -23,9 +23,9 @@ from bench.studies.soak_page import section, soak_plot
 from bench.studies.soak_run import MEGABYTE, Soak, SoakJob, run_soak
 from deploy.bundle import Bundle
 from deploy.cli import log, positive_whole_number, run_command
-from deploy.dataset import image_files
 from deploy.errors import DatasetError
 from deploy.runtime import default_threads, read_image
+from deploy.runtime.image import images_below
 
 # Below this in all, growth cannot be told from the noise of sampling: the allocator gives pages back when it likes.
 NOISE_BYTES = 1.0 * MEGABYTE
@@ -113,9 +113,7 @@ def faults(soak: Soak, most_growth_bytes: float) -> list[str]:
 def _images(arguments: argparse.Namespace, folder: Path) -> list[Path]:
     if not arguments.images.is_dir():
         raise DatasetError(f"{arguments.images} is no folder of images: check --images")
-    found = image_files(arguments.images)
-    if not found:
-        raise DatasetError(f"{arguments.images} holds no images")
+    found = images_below(arguments.images)
     return [_scaled(path, arguments.imgsz_source, folder / f"{index}.jpg") for index, path in enumerate(found)]
 
 

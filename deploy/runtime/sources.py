@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.errors import DatasetError, SourceError
-from deploy.runtime.image import read_image
+from deploy.runtime.image import images_below, read_image
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 
 _CAMERA_DEVICE = re.compile(r"(?:/dev/video)?(\d+)")
 _URL = re.compile(r"(?:rtsps?|rtmp|https?|udp|tcp)://", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"//[^/]*@")
 _NETWORK_TIMEOUT_MS = 5000  # OpenCV's own is 30 s: too long to wait for a stop
 # A container's frame count is an estimate; only a larger shortfall is taken for damage.
 _LEAST_SHARE_OF_FRAMES = 0.98
@@ -91,16 +92,11 @@ def open_source(what: str | Path | int | Source | Iterable[NDArray[np.uint8]]) -
     if not isinstance(what, (str, Path)):
         is_source = hasattr(what, "live") and hasattr(what, "close")
         return cast(Source, what) if is_source else Arrays(cast(Iterable[NDArray[np.uint8]], what))
-    from deploy.dataset import IMAGE_SUFFIXES, image_files  # here, for a bench's device has no such file
-
     path = Path(what)
     if isinstance(what, str) and _URL.match(what):
         return Camera(what)
     if path.is_dir():
-        found = image_files(path)
-        if not found:
-            raise DatasetError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        return ImageFiles(found)
+        return ImageFiles(images_below(path))
     if _CAMERA_DEVICE.fullmatch(str(what)) and not path.is_file():
         return Camera(str(what))
     if not path.exists():
@@ -223,7 +219,8 @@ class Camera:
         Raises:
             SourceError: OpenCV is missing, or there is no such camera.
         """
-        self._name = f"camera {address}"
+        shown = _CREDENTIALS.sub("//", str(address))  # names go into logs and results, passwords do not
+        self._name = f"camera {shown}"
         opencv = import_opencv(self._name)
         device = _CAMERA_DEVICE.fullmatch(str(address))
         if device:
@@ -233,7 +230,7 @@ class Camera:
         else:
             timeouts = [opencv.CAP_PROP_OPEN_TIMEOUT_MSEC, _NETWORK_TIMEOUT_MS]
             timeouts += [opencv.CAP_PROP_READ_TIMEOUT_MSEC, _NETWORK_TIMEOUT_MS]
-            hint = f"no stream at {address}: check the address, the network and the password"
+            hint = f"no stream at {shown}: check the address, the network and the password"
             self._capture = _opened(str(address), opencv.CAP_FFMPEG, hint, timeouts)
         self._capture.set(opencv.CAP_PROP_BUFFERSIZE, 1)  # where the driver heeds it, an old frame never waits there
         for name, value in (("WIDTH", width), ("HEIGHT", height), ("S", fps)):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import http.client
+import importlib.util
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +35,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "examples"
 DOCUMENT = REPOSITORY / "docs/runtime.md"
 PATIENCE_S = 60
+MOST_SLOTS = 8  # of the service
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +70,26 @@ def test_detect_image_prints_and_draws_what_the_detector_finds(
     refused = _run("detect_image.py", bundle, tmp_path / "none.jpg")
     assert refused.returncode == 1
     assert refused.stderr == f"error: no image {tmp_path / 'none.jpg'}: check the path\n"
+    before = (tmp_path / "drawn.png").read_bytes()
+    refused = _run("detect_image.py", bundle, images[0], "--out", tmp_path / "drawn.png")
+    assert refused.returncode == 1
+    assert "already exists" in refused.stderr
+    assert (tmp_path / "drawn.png").read_bytes() == before
 
 
 def test_detect_folder_counts_and_tells_of_an_image_it_cannot_read(
     bundle: Path, images: list[Path], tmp_path: Path
 ) -> None:
     for index, image in enumerate(images[:4]):
-        (tmp_path / f"{index}.png").write_bytes(image.read_bytes()[: 50 if index == 1 else None])
+        (tmp_path / f"a, {index}.png").write_bytes(image.read_bytes()[: 50 if index == 1 else None])
     done = _run("detect_folder.py", bundle, tmp_path, "--conf", 0.1)
     assert done.returncode == 1
-    rows = [line.split(",") for line in done.stdout.splitlines()]
+    rows = list(csv.reader(done.stdout.splitlines()))
     assert rows[0] == ["image", "class", "count"]
     detector = Detector(bundle, conf=0.1)
     for index in (0, 2, 3):
-        counts = {name: int(count) for path, name, count in rows[1:] if Path(path).name == f"{index}.png"}
-        assert sum(counts.values()) == len(detector(tmp_path / f"{index}.png"))
+        counts = {name: int(count) for path, name, count in rows[1:] if Path(path).name == f"a, {index}.png"}
+        assert sum(counts.values()) == len(detector(tmp_path / f"a, {index}.png"))
     assert "1.png" in done.stderr
     assert "3 of 4 frames" in done.stderr
 
@@ -184,7 +195,9 @@ def test_the_service_refuses_what_is_no_image_in_one_line(service: _Client) -> N
         ("POST", "/detect", b"\xff\xd8\xff\xe0 broken", 400, "the body"),
         ("POST", "/detect", bomb.getvalue(), 413, "the image has 9000 x 9000 pixels"),
         ("POST", "/other", b"x", 404, "POST /detect"),
+        ("POST", "/detect", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 400, "the body cannot be read"),
         ("GET", "/detect", None, 404, "GET /health"),
+        ("PUT", "/detect", None, 501, "PUT"),
     ]
     for method, path, body, expected, words in cases:
         status, answer = service(method, path, body)
@@ -199,6 +212,8 @@ def test_the_service_refuses_a_body_of_50_mb_and_works_on(service: _Client, imag
     assert "50000000 bytes" in answer["error"]
     status, answer = service("POST", "/detect", None, **{"Transfer-Encoding": "chunked"})
     assert status == 411
+    status, answer = service("POST", "/detect", b"x", **{"Content-Length": "9" * 5000})
+    assert status == 413
     assert service("POST", "/detect", _jpeg(images[0]))[0] == 200
 
 
@@ -217,6 +232,83 @@ def test_concurrent_requests_are_each_answered_with_their_own(service: _Client, 
     for thread in threads:
         thread.join(PATIENCE_S)
     assert [answers[number] for number in range(4)] == alone * 2
+
+
+@pytest.fixture
+def hasty_service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A service in this process that gives a connection half a second and takes two of them; it detects nothing."""
+    spec = importlib.util.spec_from_file_location("http_service", EXAMPLES / "http_service.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "MOST_SECONDS", 0.5)
+    monkeypatch.setattr(module, "MOST_CONNECTIONS", 2)
+    server = module.Service(("127.0.0.1", 0), None)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def _answered(connection: socket.socket) -> bytes:
+    """What comes until the other side closes; sending on may have been refused before."""
+    connection.settimeout(PATIENCE_S)
+    answer = b""
+    try:
+        while part := connection.recv(4096):
+            answer += part
+    except ConnectionError:
+        pass
+    return answer
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /det", b"POST /detect HTTP/1.1\r\nContent-Length: 1000\r\n\r\nonly this"])
+def test_the_service_cuts_off_a_client_however_slowly_it_sends(hasty_service: Any, sent: bytes, capfd) -> None:
+    with socket.create_connection(hasty_service.server_address) as connection:
+        connection.sendall(sent)
+        done = threading.Event()
+
+        def drip() -> None:
+            while not done.wait(0.1):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        assert b"200" not in _answered(connection)
+        done.set()
+        dripping.join()
+    for _ in range(MOST_SLOTS):  # nothing is held by one that was cut off
+        assert hasty_service.slots.acquire(timeout=PATIENCE_S)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_service_closes_connections_beyond_those_it_has_threads_for(hasty_service: Any) -> None:
+    held = [socket.create_connection(hasty_service.server_address) for _ in range(2)]
+    deadline = time.monotonic() + PATIENCE_S
+    while hasty_service.connections._value and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with socket.create_connection(hasty_service.server_address) as third:
+        assert _answered(third) == b""
+    for connection in held:
+        assert _answered(connection) == b""  # after their half second
+        connection.close()
+    while hasty_service.connections._value < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    status, answer = _Client(hasty_service.server_address[1])("GET", "/nothing")
+    assert (status, list(answer)) == (404, ["error"])
+
+
+def test_a_port_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
+    for port in ("99999", "-1", "http"):
+        done = _run("http_service.py", tmp_path, f"--port={port}")
+        assert done.returncode == 2
+        assert "expected a whole number from 0 to 65535" in done.stderr
 
 
 def _python_blocks() -> list[str]:

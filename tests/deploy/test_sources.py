@@ -210,6 +210,18 @@ def test_a_network_camera_is_live_and_its_end_is_an_error(network_camera: str) -
     assert times == sorted(times)
 
 
+def test_a_password_appears_in_no_name_and_no_error(network_camera: str) -> None:
+    address = network_camera.replace("http://", "http://me:secret@")
+    source = Camera(address)
+    frame = next(iter(source))
+    source.close()
+    assert frame.name == f"camera {network_camera}#0"
+    with pytest.raises(SourceError) as caught:
+        Camera("rtsp://me:secret@127.0.0.1:9/none")
+    assert "secret" not in str(caught.value)
+    assert "no stream at rtsp://127.0.0.1:9/none" in str(caught.value)
+
+
 def test_a_missing_video_is_refused_when_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="check the path"):
         VideoFile(tmp_path / "none.mp4")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_CANDIDATES = 30_000  # ultralytics' max_nms: the best so many are looked at
-_BLOCK = 512
+_BLOCK = 192  # 500 candidates: 0.55 ms so, 1.05 ms by 512 at once, on one x86 core
 
 
 def nms(

@@ -24,20 +24,19 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from deploy.errors import DeployError
+
 _STRIP_PIXELS = 20_480  # of the result at a time: so much of the intermediate results stays in a core's cache
 _UNIT = 2048  # weights are whole multiples of 1 / 2048
 _HALF = _UNIT // 2
 
 
 class Resizer:
-    """Resizes images one after the other; what depends on the sizes alone is computed when they change.
-
-    One object serves one thread at a time.
-    """
+    """Resizes images one after the other, in memory that it keeps. One object serves one thread at a time."""
 
     def __init__(self) -> None:
-        """Compute nothing yet."""
-        self._plan: _Plan | None = None
+        """Take no memory yet."""
+        self._memory = _Memory()
 
     def resize_into(self, image: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
         """Resize `image` to the size of `out`.
@@ -45,6 +44,9 @@ class Resizer:
         Args:
             image: (h, w, 3) uint8, any strides.
             out: (height, width, 3) uint8, pixels contiguous; not in the memory of `image`.
+
+        Raises:
+            DeployError: `EDGE_DISTILL_RESIZE` names neither way of resizing.
         """
         if image.shape == out.shape:
             np.copyto(out, image)
@@ -54,10 +56,7 @@ class Resizer:
             size = (out.shape[1], out.shape[0])
             opencv.resize(np.ascontiguousarray(image), size, dst=out, interpolation=opencv.INTER_LINEAR)
             return
-        shapes = (*image.shape[:2], *out.shape[:2])
-        if self._plan is None or self._plan.shapes != shapes:
-            self._plan = _Plan(*shapes)
-        self._plan.run(image, out)
+        _plan(*image.shape[:2], *out.shape[:2]).run(image, out, self._memory)
 
 
 def resize_bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -76,15 +75,40 @@ def resize_bilinear(image: NDArray[np.uint8], height: int, width: int) -> NDArra
     return out
 
 
+class _Memory:
+    """What one strip is worked on in; it grows with the strips."""
+
+    def __init__(self) -> None:
+        self._bytes: NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self._wide: NDArray[np.int32] = np.zeros(0, np.int32)
+
+    def bytes(self, count: int) -> NDArray[np.uint8]:
+        """So many bytes."""
+        if len(self._bytes) < count:
+            self._bytes = np.zeros(count, np.uint8)
+        return self._bytes[:count]
+
+    def wide(self, rows: int, columns: int) -> NDArray[np.int32]:
+        """(2, rows, columns)."""
+        count = 2 * rows * columns
+        if len(self._wide) < count:
+            self._wide = np.empty(count, np.int32)
+        return self._wide[:count].reshape(2, rows, columns)
+
+
+@functools.lru_cache(maxsize=16)  # the images of a folder are of a few sizes in turn; a plan takes tens of kB
+def _plan(source_height: int, source_width: int, height: int, width: int) -> _Plan:
+    return _Plan(source_height, source_width, height, width)
+
+
 class _Plan:
-    """Taps and weights from one size to another, the strips to work in, and memory for one strip.
+    """Taps and weights from one size to another, and the strips to work in. It never changes: threads may share it.
 
     A pixel is moved as one number of 32 bits, its three channels and a fourth byte that nobody reads: numpy gathers
     those several times faster than single bytes.
     """
 
     def __init__(self, source_height: int, source_width: int, height: int, width: int) -> None:
-        self.shapes = (source_height, source_width, height, width)
         # At the left and right edge OpenCV gives the outermost pixel all the weight, at the top and bottom it clips
         # the row numbers alone: with weights rounded apart that makes a difference of one level now and then.
         first, weights = _taps(source_width, width)
@@ -93,6 +117,7 @@ class _Plan:
         weights = np.where(edge, 0, weights).astype(np.int16)
         second = np.minimum(first + 1, source_width - 1)
         self._columns = (_as_slice(first), _as_slice(second))
+        self._most_are_read = source_width < 2 * width
         self._x_kind = _kind(weights)
         in_channels = np.repeat(weights, 4)
         self._x_sixteenths, self._x_rest = in_channels >> 4, in_channels & 15
@@ -105,41 +130,26 @@ class _Plan:
             _strip(start, rows[: 1 if self._y_kind == "first" else 2, start : start + step])
             for start in range(0, height, step)
         ]
-        # Reading a row's last pixel as 32 bits reaches one byte beyond it.
-        self._bytes = np.zeros(max(len(strip.rows) for strip in self._strips) * source_width * 3 + 1, np.uint8)
-        self._wide = np.empty((2, step, 4 * width), np.int32)
 
-    def run(self, image: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    def run(self, image: NDArray[np.uint8], out: NDArray[np.uint8], memory: _Memory) -> None:
         """Resize an image of the size that the plan is for."""
         for strip in self._strips:
-            result = self._vertical(self._horizontal(self._gather(image, strip)), strip)
+            result = self._vertical(self._horizontal(_gathered(image, strip.rows, memory)), strip, memory)
             pixels = result.astype(np.uint8).reshape(len(result), -1, 4)
             for channel in range(3):
                 out[strip.start : strip.stop, :, channel] = pixels[:, :, channel]
-
-    def _gather(self, image: NDArray[np.uint8], strip: _Strip) -> NDArray[np.uint32]:
-        """The rows of a strip as pixels of 32 bits: a view of overlapping numbers, not aligned."""
-        width, rows = image.shape[1], strip.rows
-        memory = self._bytes[: len(rows) * width * 3]
-        first, last = int(rows[0]), int(rows[-1])
-        if last - first + 1 == len(rows):
-            np.copyto(memory.reshape(len(rows), width, 3), image[first : last + 1])
-        elif image.strides[1:] == (3, 1):
-            flat = as_strided(image, (image.shape[0], width * 3), (image.strides[0], 1))
-            memory.reshape(len(rows), width * 3)[...] = flat[rows]
-        else:
-            memory.reshape(len(rows), width, 3)[...] = image[rows]
-        return np.ndarray((len(rows), width), np.uint32, self._bytes, 0, (3 * width, 3))
 
     def _horizontal(self, pixels: NDArray[np.uint32]) -> NDArray[np.int16]:
         """Blend columns: (rows, 4 * width), (first * (2048 - weight) + second * weight) >> 4, in 15 bits.
 
         Where every weight is a half, only the sum of both pixels, in 9 bits: `_vertical` knows.
         """
-        first = np.ascontiguousarray(pixels[:, self._columns[0]]).view(np.uint8).astype(np.int16)
+        if self._most_are_read:
+            pixels = np.ascontiguousarray(pixels)  # aligned: worth a pass over all of them
+        first = _picked(pixels, self._columns[0])
         if self._x_kind == "first":
             return np.left_shift(first, 7, out=first)
-        second = np.ascontiguousarray(pixels[:, self._columns[1]]).view(np.uint8).astype(np.int16)
+        second = _picked(pixels, self._columns[1])
         if self._x_kind == "half":
             first += second
             return first if self._y_kind == "half" else np.left_shift(first, 6, out=first)
@@ -153,7 +163,7 @@ class _Plan:
         first += rest
         return first
 
-    def _vertical(self, blended: NDArray[np.int16], strip: _Strip) -> NDArray[Any]:
+    def _vertical(self, blended: NDArray[np.int16], strip: _Strip, memory: _Memory) -> NDArray[Any]:
         """Blend rows: ((upper * weight >> 16) + (lower * weight >> 16) + 2) >> 2, as OpenCV rounds."""
         upper: NDArray[Any] = blended[strip.upper]
         if self._y_kind == "first":  # the whole weight: 128 * 2048 >> 16 is 4
@@ -165,7 +175,7 @@ class _Plan:
             total >>= 2
             return total
         wide: NDArray[Any]
-        wide, other = self._wide[:, : strip.stop - strip.start]
+        wide, other = memory.wide(strip.stop - strip.start, blended.shape[1])
         np.copyto(wide, upper)
         np.copyto(other, lower)
         wide *= self._upper[strip.start : strip.stop, None]
@@ -187,6 +197,32 @@ class _Strip:
     rows: NDArray[np.int64]
     upper: Any
     lower: Any
+
+
+def _gathered(image: NDArray[np.uint8], rows: NDArray[np.int64], memory: _Memory) -> NDArray[np.uint32]:
+    """Rows of an image, ascending, as pixels of 32 bits: a view of overlapping numbers, not aligned."""
+    height, width = image.shape[:2]
+    # Reading the last pixel as 32 bits reaches one byte beyond it.
+    whole = memory.bytes(len(rows) * width * 3 + 1)
+    copy = whole[:-1]
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows):
+        np.copyto(copy.reshape(len(rows), width, 3), image[first : last + 1])
+    elif image.strides[1:] == (3, 1):
+        flat = as_strided(image, (height, width * 3), (image.strides[0], 1))
+        copy.reshape(len(rows), width * 3)[...] = flat[rows]
+    else:
+        copy.reshape(len(rows), width, 3)[...] = image[rows]
+    return np.ndarray((len(rows), width), np.uint32, whole, 0, (3 * width, 3))
+
+
+def _picked(pixels: NDArray[np.uint32], columns: Any) -> NDArray[np.int16]:
+    """Columns of pixels as (rows, 4 * columns)."""
+    if isinstance(columns, slice) or not pixels.flags.aligned:
+        picked = np.ascontiguousarray(pixels[:, columns])
+    else:
+        picked = pixels.take(columns, axis=1, mode="clip")
+    return picked.view(np.uint8).astype(np.int16)
 
 
 def _strip(start: int, sources: NDArray[np.int64]) -> _Strip:
@@ -230,6 +266,8 @@ def _opencv() -> Any:
         return None
     if asked == "opencv":
         return _imported_opencv()
+    if asked:
+        raise DeployError(f"EDGE_DISTILL_RESIZE is {asked!r}, expected numpy or opencv: correct or unset it")
     module = sys.modules.get("cv2")
     return module if hasattr(module, "INTER_LINEAR") else None  # another thread may be importing it right now
 

@@ -3,13 +3,16 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.errors import DeployError
 from deploy.runtime.letterbox import InputBuffer, letterbox
 from deploy.runtime.resize import Resizer, resize_bilinear
 
@@ -70,6 +73,10 @@ def _both(image: np.ndarray, height: int, width: int, patch: pytest.MonkeyPatch)
     return resized[0], resized[1]
 
 
+def _version(module: ModuleType) -> tuple[int, ...]:
+    return tuple(int(part) for part in module.__version__.split(".")[:2])
+
+
 def test_numpy_resizes_as_opencv_does_within_one_grey_level_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     cv2 = pytest.importorskip("cv2")
     random = np.random.default_rng(3)
@@ -81,7 +88,7 @@ def test_numpy_resizes_as_opencv_does_within_one_grey_level_at_any_size(monkeypa
         with_opencv, with_numpy = _both(image, new_height, new_width, monkeypatch)
         worst = np.abs(with_opencv - with_numpy).max()
         assert worst <= 1, (height, width, new_height, new_width)
-        if platform.machine() == "x86_64" and cv2.__version__ >= "4.8":  # where no vendor's library steps in
+        if platform.machine() == "x86_64" and _version(cv2) >= (4, 8):  # where no vendor's library steps in
             assert worst == 0, (height, width, new_height, new_width)
 
 
@@ -109,6 +116,32 @@ def test_resizing_writes_nothing_outside_its_place(monkeypatch: pytest.MonkeyPat
     assert (around == 9).all()
 
 
+def test_sizes_in_turn_and_threads_at_once_share_what_depends_on_the_sizes_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EDGE_DISTILL_RESIZE", "numpy")
+    sizes = [(37, 91), (91, 37), (200, 150), (33, 64), (480, 500)]
+    images = [_image(*size, seed) for seed, size in enumerate(sizes)]
+    expected = [resize_bilinear(image, 96, 128) for image in images]
+    resizer, out = Resizer(), np.zeros((96, 128, 3), np.uint8)
+    for _ in range(2):
+        for image, result in zip(images, expected, strict=True):
+            resizer.resize_into(image, out)
+            np.testing.assert_array_equal(out, result)
+
+    def all_of_them(_: int) -> list[np.ndarray]:
+        own = Resizer()
+        found = [np.zeros((96, 128, 3), np.uint8) for _ in images]
+        for image, one in zip(images, found, strict=True):
+            own.resize_into(image, one)
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(all_of_them, range(24)):
+            for one, result in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, result)
+
+
 def test_opencv_resizes_only_where_it_is_imported_already_or_asked_for() -> None:
     program = (
         "import os, sys, numpy as np; from deploy.runtime.resize import resize_bilinear as r; "
@@ -118,6 +151,12 @@ def test_opencv_resizes_only_where_it_is_imported_already_or_asked_for() -> None
     pytest.importorskip("cv2")
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_an_unknown_way_of_resizing_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_DISTILL_RESIZE", "cv2")
+    with pytest.raises(DeployError, match="is 'cv2', expected numpy or opencv"):
+        resize_bilinear(_image(9, 9), 4, 4)
 
 
 def test_a_buffer_used_again_shows_nothing_of_the_image_before() -> None:

@@ -18,8 +18,8 @@ from deploy.runtime.sources import Frame, Source, UnreadableFrame, open_source
 from deploy.runtime.stages import Model, Prepared, Selected, Stages
 from deploy.runtime.stream_stats import Ledger, StreamStats
 
-# Frames that wait before each of the two threads. One hides what can be hidden while every frame takes about as long,
-# the second evens out one that takes longer; more only costs memory (1, 2 and 4 measured alike on two x86 cores).
+# Frames that wait before each of the two threads: one lets both work while every frame takes about as long, the second
+# evens out one that takes longer. More evens out more, at the cost of memory and of older results.
 DEFAULT_DEPTH = 2
 STOP_TIMEOUT_S = 15.0  # a stage ends with the frame in its hands; a camera's driver may wait 10 s for one
 
@@ -106,7 +106,7 @@ class Stream(Generic[Result]):
         self._threads: list[threading.Thread] = []
         self._ledger = Ledger()
         self._error: BaseException | None = None
-        self._started = False
+        self._started = self._closed = False
 
     def __iter__(self) -> Iterator[StreamResult[Result]]:
         """The results.
@@ -128,14 +128,16 @@ class Stream(Generic[Result]):
 
     def close(self) -> None:
         """End the stream: wait for the frame in hand, end the threads, close the source."""
-        self._started = True
+        self._started = self._closed = True
         self._frames.stop()
         self._results.stop()
-        if not self._threads:
+        running = [thread for thread in self._threads if thread.ident is not None]
+        if not running:
             self._source.close()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(STOP_TIMEOUT_S)
+        for thread in running:
+            if thread is threading.current_thread():
+                continue
+            thread.join(STOP_TIMEOUT_S)
             if thread.is_alive():
                 _log.warning("%s has not ended within %.0f s and is left behind", thread.name, STOP_TIMEOUT_S)
         self._ledger.end()
@@ -162,6 +164,8 @@ class Stream(Generic[Result]):
             done = self._infer(waiting)
             if done is not None:
                 yield done
+            if self._closed:  # by the caller's loop
+                return
 
     def _from_threads(self) -> Iterator[_Done]:
         stages = {"reading": (self._read_all, self._frames.finish), "model": (self._infer_all, self._inferring_ended)}

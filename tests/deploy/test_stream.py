@@ -261,6 +261,54 @@ def test_leaving_the_loop_or_the_with_block_ends_it(depth: int) -> None:
     assert _is_balanced(second.stats())
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_closing_it_in_the_loop_makes_that_result_the_last(depth: int) -> None:
+    images = list(_images(200))  # unlike a generator, a list does not end when its source is closed
+    stream = Stream(Doubler(), images, depth=depth)
+    met = []
+    for frame, _ in stream:
+        met.append(frame.index)
+        if frame.index == 5:
+            stream.close()
+    assert met == [0, 1, 2, 3, 4, 5]
+    assert _is_balanced(stream.stats())
+    assert _no_thread_is_left()
+
+
+@pytest.mark.parametrize("starting", [0, 1])
+def test_a_thread_that_cannot_be_started_ends_the_stream_with_that_error(
+    starting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, start = [], threading.Thread.start
+
+    def refusing(thread: threading.Thread) -> None:
+        if len(started) == starting:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    source = Watched(_images(9))
+    stream = Stream(Doubler(), source)
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        list(stream)
+    assert source.closed > 0
+    assert _no_thread_is_left()
+
+
+def test_a_failure_may_close_the_stream_from_within(caplog) -> None:
+    stream: Stream = Stream(
+        Doubler(), [*_images(3), np.zeros((4, 4), np.uint8), *_images(90)], on_failed=lambda failed: stream.close()
+    )
+    with caplog.at_level(logging.WARNING):
+        met = [frame.index for frame, _ in stream]
+    assert met == list(range(len(met)))
+    assert len(met) <= 3
+    assert caplog.records == []
+    assert _is_balanced(stream.stats())
+    assert _no_thread_is_left()
+
+
 def test_a_stream_never_run_still_closes_its_source_and_none_runs_twice() -> None:
     source = Watched(_images(3))
     stream = Stream(Doubler(), source)

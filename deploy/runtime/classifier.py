@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,7 +17,7 @@ from deploy.runtime.fit import fit_image
 from deploy.runtime.image import read_image
 from deploy.runtime.options import Options
 from deploy.runtime.tasks import check_task
-from deploy.runtime.tensors import RawTensor
+from deploy.runtime.tensors import Outputs, RawTensor
 
 TOP_K = 5
 
@@ -113,20 +112,21 @@ class Classifier:
         """Crop or stretch an image to (1, height, width, 3) uint8 of the network's input size."""
         return fit_image(image, self.manifest.input)
 
-    def run(self, pixels: NDArray[np.uint8]) -> Sequence[RawTensor] | Sequence[NDArray[np.float32]]:
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         """The network's logits, in the engine's own memory where it offers that: valid until the next run."""
         run = getattr(self.engine, "run", self.engine.infer)
-        return cast("Sequence[RawTensor]", run(pixels))
+        return cast(Outputs, run(pixels))
 
-    def postprocess(self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]]) -> Classification:
+    def postprocess(self, outputs: Outputs) -> Classification:
         """What `run` or `engine.infer` gave, to the best classes; one whose logit is not finite is never named."""
         tensor = outputs[0]
         logits = np.array(tensor.cells() if isinstance(tensor, RawTensor) else tensor, np.float32).reshape(-1)
         finite = np.isfinite(logits)
         ranked = np.argsort(np.where(finite, -logits, np.inf), kind="stable")[: min(self.top_k, int(finite.sum()))]
         known = logits[finite]
-        weights = np.exp(known - known.max()) if len(known) else known
-        best = np.exp(logits[ranked] - known.max()) / weights.sum() if len(known) else known
+        with np.errstate(over="ignore", under="ignore"):  # logits that far apart weigh nothing
+            weights = np.exp(known - known.max()) if len(known) else known
+            best = np.exp(logits[ranked] - known.max()) / weights.sum() if len(known) else known
         return Classification(ranked.astype(np.int64), best.astype(np.float32), logits)
 
     def close(self) -> None:

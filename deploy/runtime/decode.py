@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Manifest
 from deploy.runtime.nms import MAX_CANDIDATES
-from deploy.runtime.tensors import RawTensor
+from deploy.runtime.tensors import Outputs, RawTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +85,7 @@ class Head:
                 tables.append(_anchors(manifest.input.height, manifest.input.width, stride))
         self._anchors = np.concatenate(tables)
 
-    def select(
-        self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]], conf: float, multi_label: bool
-    ) -> Survivors:
+    def select(self, outputs: Outputs, conf: float, multi_label: bool) -> Survivors:
         """Read what scores above `conf`, and nothing else.
 
         Args:
@@ -148,9 +146,7 @@ class Head:
         return _joined(parts) if parts else np.zeros((sum(len(cells) for _, cells in found), 0), np.float32)
 
 
-def decode(
-    outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]], manifest: Manifest, conf: float, multi_label: bool
-) -> Candidates:
+def decode(outputs: Outputs, manifest: Manifest, conf: float, multi_label: bool) -> Candidates:
     """`Head.select` and `Head.decode` in one, for a single image."""
     head = Head(manifest)
     return head.decode(head.select(outputs, conf, multi_label))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from deploy.runtime.letterbox import InputBuffer, Letterbox
 from deploy.runtime.nms import nms
 from deploy.runtime.options import Options
 from deploy.runtime.tasks import check_task
-from deploy.runtime.tensors import RawTensor
+from deploy.runtime.tensors import Outputs
+
+Selected = TypeVar("Selected")
 
 
 class Detector:
@@ -113,13 +115,23 @@ class Detector:
             DatasetError: the file cannot be read.
             ValueError: the array is not an image.
         """
+        return self.finish(*self.selected(image, self.select))
+
+    def selected(
+        self, image: NDArray[np.uint8] | str | Path, select: Callable[[Outputs], Selected]
+    ) -> tuple[Selected, Letterbox]:
+        """What `select` takes out of the network's outputs for an image, and the geometry to finish it with.
+
+        Raises:
+            DatasetError: the file cannot be read.
+            ValueError: the array is not an image.
+        """
         decoded = read_image(image) if isinstance(image, (str, Path)) else image
         with self._lock:
             if self._buffer is None:
                 self._buffer = self.new_buffer()
             pixels, geometry = self.preprocess(decoded, self._buffer)
-            survivors = self.select(self.run(pixels))
-        return self.finish(survivors, geometry)
+            return select(self.run(pixels)), geometry
 
     def detect_batch(self, images: Iterable[NDArray[np.uint8] | str | Path]) -> Iterator[Detections]:
         """Detections of one image after the other, in their order, each as soon as it is there.
@@ -153,18 +165,16 @@ class Detector:
         geometry = buffer.fill(image)
         return buffer.pixels, geometry
 
-    def run(self, pixels: NDArray[np.uint8]) -> Sequence[RawTensor] | Sequence[NDArray[np.float32]]:
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         """The network's raw outputs, in the engine's own memory where it offers that: valid until the next run."""
         run = getattr(self.engine, "run", self.engine.infer)
-        return cast("Sequence[RawTensor]", run(pixels))
+        return cast(Outputs, run(pixels))
 
-    def postprocess(
-        self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]], geometry: Letterbox
-    ) -> Detections:
+    def postprocess(self, outputs: Outputs, geometry: Letterbox) -> Detections:
         """What `run` or `engine.infer` gave, to detections in source-image pixels."""
         return self.finish(self.select(outputs), geometry)
 
-    def select(self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]]) -> Survivors:
+    def select(self, outputs: Outputs) -> Survivors:
         """Copy what scores above the threshold out of what `run` or `engine.infer` gave."""
         return self._head.select(outputs, self.conf, self.multi_label)
 

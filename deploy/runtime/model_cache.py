@@ -59,7 +59,8 @@ class ModelCache:
             found = sorted(self._folder.glob(f"{self._key}-*{self._suffix}"))
             for path in found:
                 if sha256_file(path) == path.stem.partition("-")[2]:
-                    os.utime(path)  # entries that are used stay
+                    with contextlib.suppress(OSError):  # a folder that may only be read
+                        os.utime(path)  # entries that are used stay
                     self.state = "loaded"
                     return path
                 self.discard(path)

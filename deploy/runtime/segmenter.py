@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from deploy.runtime.decode import Head, Survivors
 from deploy.runtime.detections import Detections
 from deploy.runtime.detector import Detector
 from deploy.runtime.engine import Engine
-from deploy.runtime.image import read_image
 from deploy.runtime.letterbox import InputBuffer, Letterbox
 from deploy.runtime.nms import nms
 from deploy.runtime.options import Options
 from deploy.runtime.tasks import check_task
-from deploy.runtime.tensors import RawTensor
+from deploy.runtime.tensors import Outputs, RawTensor
 
 
 @dataclass(frozen=True)
@@ -92,18 +90,10 @@ class Segmenter:
         self._detector = detector
         self._head = Head(detector.manifest)
         self._prototype = [output.meaning for output in detector.manifest.outputs].index("prototype")
-        self._lock = threading.Lock()
-        self._buffer: InputBuffer | None = None
 
     def __call__(self, image: NDArray[np.uint8] | str | Path) -> Segmentation:
         """Segment the objects in one image; arguments and errors are those of a `Detector`'s call."""
-        decoded = read_image(image) if isinstance(image, (str, Path)) else image
-        with self._lock:
-            if self._buffer is None:
-                self._buffer = self.new_buffer()
-            pixels, geometry = self.preprocess(decoded, self._buffer)
-            survivors = self.select(self.run(pixels))
-        return self.finish(survivors, geometry)
+        return self.finish(*self._detector.selected(image, self.select))
 
     def new_buffer(self) -> InputBuffer:
         """Memory for one letterboxed image; see `Detector.new_buffer`."""
@@ -115,17 +105,15 @@ class Segmenter:
         """Letterbox an image; see `Detector.preprocess`."""
         return self._detector.preprocess(image, buffer)
 
-    def run(self, pixels: NDArray[np.uint8]) -> Sequence[RawTensor] | Sequence[NDArray[np.float32]]:
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         """The network's raw outputs; see `Detector.run`."""
         return self._detector.run(pixels)
 
-    def postprocess(
-        self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]], geometry: Letterbox
-    ) -> Segmentation:
+    def postprocess(self, outputs: Outputs, geometry: Letterbox) -> Segmentation:
         """What `run` or `engine.infer` gave, to detections and masks in source-image pixels."""
         return self.finish(self.select(outputs), geometry)
 
-    def select(self, outputs: Sequence[RawTensor] | Sequence[NDArray[np.float32]]) -> MaskedSurvivors:
+    def select(self, outputs: Outputs) -> MaskedSurvivors:
         """Copy what scores above the threshold, and the prototypes, out of what `run` or `engine.infer` gave."""
         survivors = self._detector.select(outputs)
         count = self.manifest.outputs[self._prototype].channels
@@ -145,7 +133,7 @@ class Segmenter:
         kept = nms(candidates.boxes_xyxy, candidates.scores, candidates.class_ids, self.iou, self.max_det)
         boxes = geometry.to_source(candidates.boxes_xyxy[kept])
         masks = draw_masks(found.prototypes, candidates.mask_coefficients[kept], boxes, geometry)
-        seen = masks.any(axis=(1, 2))
+        seen = np.array([mask.any() for mask in masks], np.bool_)
         if not seen.all():
             boxes, kept, masks = boxes[seen], kept[seen], masks[seen]
         return Segmentation(boxes, candidates.scores[kept], candidates.class_ids[kept], masks)
@@ -187,8 +175,9 @@ def draw_masks(
         if left >= right or top >= bottom or not np.isfinite(weights).all():
             continue
         rows, columns = _Axis(top, bottom, 0, finer), _Axis(left, right, 1, finer)
-        logits = prototypes[rows.first : rows.last + 1, columns.first : columns.last + 1] @ weights
-        mask[top:bottom, left:right] = columns.upsampled(rows.upsampled(logits).T).T > 0
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum that is no number sets no pixel
+            logits = prototypes[rows.first : rows.last + 1, columns.first : columns.last + 1] @ weights
+            mask[top:bottom, left:right] = columns.upsampled(rows.upsampled(logits).T).T > 0
     return masks
 
 

@@ -73,7 +73,7 @@ class RawTensor:
                 return np.zeros(0, np.int64)
             hits = (matrix >= bound).ravel().nonzero()[0]
         else:
-            hits = (matrix > matrix.dtype.type(least)).ravel().nonzero()[0]
+            hits = (matrix > _rounded_down(matrix.dtype, least)).ravel().nonzero()[0]
         if not len(hits):
             return hits
         marked = np.zeros(matrix.shape[self.channels_first], np.bool_)
@@ -86,11 +86,20 @@ class RawTensor:
         return _dequantized(values, self.scale, self.zero_point)
 
 
+Outputs = Sequence[RawTensor] | Sequence[NDArray[np.float32]]  # of `RawEngine.run`, or of `Engine.infer`
+
+
 def _dequantized(values: NDArray[Any], scale: float, zero_point: int) -> NDArray[np.float32]:
     real = values.astype(np.float32)
     real -= np.float32(zero_point)
     real *= np.float32(scale)
     return real
+
+
+def _rounded_down(dtype: np.dtype[Any], least: float) -> Any:
+    """The largest number of a float type that is not above `least`: what exceeds the one exceeds the other."""
+    nearest = dtype.type(least)
+    return nearest if float(nearest) <= least else np.nextafter(nearest, dtype.type(-np.inf))
 
 
 @functools.lru_cache(maxsize=64)

@@ -24,6 +24,10 @@ from deploy.verify import TorchEngine
 # Largest mean distance of a raw tensor from the float student's, as a fraction of that tensor's own spread.
 CLOSE_ENOUGH = {"fp32": 1e-5, "fp16": 0.03, "int8": 0.3}
 
+# Options that choose other kernels or number formats, which round differently; all others change no bit.
+CHANGES_ROUNDING = ("graph_optimization", "inference_precision", "xnnpack")
+ROUNDED_DIFFERENTLY = 0.1  # mean distance as above; of two unrelated tensors it is about 1
+
 
 @pytest.fixture(scope="module", params=[f"{engine}-{precision}" for engine in ENGINES for precision in PRECISIONS])
 def bundle(request: pytest.FixtureRequest, bundles: Callable[[str, str], Path]) -> Bundle:
@@ -156,8 +160,8 @@ def test_every_option_may_take_every_value_and_is_recorded(bundle: Bundle, engin
             opened = load_engine(bundle, 1, {name: value})
             assert opened.facts()["options"][name] == value
             for met, output in zip(opened.infer(pixels), expected, strict=True):
-                # Other kernels and half precision round differently; a wrong tensor would be far away.
-                assert np.abs(met - output).mean() < 0.3 * output.std(), (name, value)
+                most = ROUNDED_DIFFERENTLY * output.std() if name in CHANGES_ROUNDING else 0.0
+                assert np.abs(met - output).mean() <= most, (name, value)
             opened.close()
 
 
@@ -231,5 +235,6 @@ def test_a_truncated_model_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     for name in bundle.manifest.files:
         content = (bundle.path / name).read_bytes()
         (copy / name).write_bytes(content[: len(content) // 3])
-    with pytest.raises(EngineError, match=r"refuses .*cut"):
+    with pytest.raises(EngineError, match=r"refuses .*cut") as caught:
         load_engine(Bundle(copy, bundle.manifest), threads=1)
+    assert "\n" not in str(caught.value)

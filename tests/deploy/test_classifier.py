@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,10 @@ def test_logits_that_are_huge_or_not_finite_give_finite_scores() -> None:
     found = Classifier.with_engine(_Engine([1e38, np.nan, -1e38, np.inf]), _manifest(4))(_image(8, 8))
     assert found.class_ids.tolist() == [0, 2]
     assert found.scores.tolist() == [1.0, 0.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Classifier.with_engine(_Engine([3.4e38, -3.4e38, 1e-45]), _manifest(3))(_image(8, 8))
+    assert found.scores.tolist() == [1.0, 0.0, 0.0]
     assert len(Classifier.with_engine(_Engine([np.nan, np.nan]), _manifest(2))(_image(8, 8))) == 0
 
 

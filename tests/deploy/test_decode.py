@@ -7,6 +7,7 @@ import pytest
 
 from deploy.bundle import InputSpec, Manifest, OutputSpec
 from deploy.runtime.decode import decode
+from deploy.runtime.tensors import RawTensor
 
 STRIDES = (8, 16, 32)
 CLASSES = 3
@@ -90,6 +91,16 @@ def test_cells_with_nan_or_infinity_make_no_candidate(poison: float) -> None:
     found = decode(outputs, manifest, 0.001, True)
     assert np.isfinite(found.boxes_xyxy).all()
     assert np.isfinite(found.scores).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_threshold_between_two_numbers_of_a_tensors_type_loses_neither(dtype: type) -> None:
+    values = np.array([-6.91015625, -6.90625, -6.90234375, np.nan], dtype).reshape(1, 1, 2, 2)
+    tensor = RawTensor(values, "NCHW")
+    assert tensor.above(-6.9077).tolist() == [1, 2]  # the nearest number of 16 bits is -6.90625, a score of 0.001
+    assert tensor.above(-6.90625).tolist() == [2]
+    assert tensor.above(-math.inf).tolist() == [0, 1, 2]
+    assert tensor.above(math.inf).tolist() == []
 
 
 @pytest.mark.parametrize(("conf", "expected"), [(0.0, "all"), (1.0, "none")])

@@ -114,6 +114,20 @@ def test_two_processes_at_once_both_open_and_leave_whole_entries(bundle: Bundle,
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".new-")]
 
 
+def test_a_folder_that_may_only_be_read_serves_all_the_same(
+    bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, expected = _opened(bundle)
+
+    def refused(path: Path) -> None:
+        raise PermissionError(f"read-only file system: {path}")
+
+    monkeypatch.setattr(model_cache.os, "utime", refused)
+    state, outputs = _opened(bundle)
+    assert state == "loaded"
+    assert _same(outputs, expected)
+
+
 def test_the_entries_used_least_recently_go_first(
     bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from deploy.bundle import InputSpec, Manifest, OutputSpec
-from deploy.runtime import Detector
+from deploy.runtime import Detector, Segmenter
 from deploy.runtime.letterbox import InputBuffer, Letterbox
 from deploy.runtime.tensors import RawTensor
 
@@ -111,3 +112,37 @@ def test_fuzzed_outputs_give_valid_detections(detector: Detector, batch: int) ->
         assert met.boxes_xyxy.dtype == met.scores.dtype == np.float32, case
         found += len(met)
     assert found > 0, "a run that finds nothing would pass whatever the code does"
+
+
+PROTOTYPES = 6
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    found = tuple(OutputSpec(f"mask{s}", "mask", s, PROTOTYPES, "NCHW") for s in STRIDES)
+    outputs = (*_manifest().outputs, *found, OutputSpec("prototype", "prototype", 4, PROTOTYPES, "NCHW"))
+    return Segmenter.with_engine(None, replace(_manifest(), task="segment", outputs=outputs))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", range(5))
+def test_fuzzed_outputs_give_valid_masks(segmenter: Segmenter, batch: int) -> None:
+    random = np.random.default_rng(1000 + batch)
+    shapes = [(4 * REG_MAX, s) for s in STRIDES] + [(CLASSES, s) for s in STRIDES] + [(PROTOTYPES, s) for s in STRIDES]
+    found = drawn = 0
+    for case in range(60):
+        height, width = (int(10 ** random.uniform(0, 2.3)) for _ in range(2))
+        geometry = InputBuffer(SIDE, SIDE).fill(np.broadcast_to(np.uint8(0), (height, width, 3)))
+        outputs = [_tensor(random, channels, stride) for channels, stride in (*shapes, (PROTOTYPES, 4))]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            met = segmenter.postprocess(outputs, geometry)  # type: ignore[arg-type]
+        assert met.masks.shape == (len(met), height, width), case
+        assert met.masks.dtype == np.bool_, case
+        assert np.isfinite(met.boxes_xyxy).all(), case
+        for mask, (left, top, right, bottom) in zip(met.masks, met.boxes_xyxy.tolist(), strict=True):
+            rows, columns = np.nonzero(mask)
+            assert left <= columns.min() <= columns.max() < right, case
+            assert top <= rows.min() <= rows.max() < bottom, case
+            drawn += 1
+        found += len(met)
+    assert found == drawn > 0

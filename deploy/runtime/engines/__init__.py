@@ -1,1 +1,1 @@
-"""One runtime per file; each has `load(bundle, threads) -> Engine`."""
+"""One runtime per file; each has `load(bundle, threads, options) -> RawEngine`."""

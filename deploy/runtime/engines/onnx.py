@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
 from deploy.errors import EngineError
-from deploy.runtime.engine import not_installed
+from deploy.runtime.engine import not_installed, reason
 from deploy.runtime.model_cache import ModelCache
 from deploy.runtime.options import Options
 from deploy.runtime.tensors import (
@@ -57,7 +57,8 @@ class OnnxEngine:
         try:
             self._session = _open_session(onnxruntime, bundle.model_path, cache, threads, options, refused)
         except refused as error:
-            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} refuses {bundle.model_path}: {error}") from error
+            library = f"ONNX Runtime {onnxruntime.__version__}"
+            raise EngineError(f"{library} refuses {bundle.model_path}: {reason(error)}") from error
         outputs = self._session.get_outputs()
         check_tensors(
             bundle,

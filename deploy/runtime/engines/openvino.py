@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deploy.bundle import Bundle
 from deploy.errors import EngineError
-from deploy.runtime.engine import not_installed
+from deploy.runtime.engine import not_installed, reason
 from deploy.runtime.model_cache import ModelCache
 from deploy.runtime.options import Options
 from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_input, takes_pixels
@@ -47,7 +47,7 @@ class OpenvinoEngine:
         try:
             compiled = _compiled(openvino.Core(), bundle.model_path, cache, config)
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO {openvino.__version__} refuses {bundle.model_path}: {error}") from error
+            raise EngineError(f"OpenVINO {version} refuses {bundle.model_path}: {reason(error)}") from error
         check_tensors(bundle, _shapes(compiled.inputs), _shapes(compiled.outputs))
         self._input_spec = bundle.manifest.input
         self._tensor = openvino.Tensor

@@ -36,7 +36,7 @@ class TfliteEngine:
             )
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{library} {version(library)} refuses {bundle.model_path}: {error}") from error
+            raise EngineError(f"{library} {version(library)} refuses {bundle.model_path}: {reason(error)}") from error
         given = self._interpreter.get_input_details()[0]
         details = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
         check_tensors(

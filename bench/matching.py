@@ -135,7 +135,9 @@ def true_positives(detections: DetectionsLike, truth: ImageTruth, iou: float = 0
     best_first = np.argsort(-np.asarray(detections.scores, np.float64), kind="stable")
     for class_id in np.intersect1d(detections.class_ids, truth.class_ids):
         chosen = best_first[detections.class_ids[best_first] == class_id]
-        ious = _iou(_boxes(detections.boxes_xyxy[chosen]), _boxes(truth.boxes_xyxy[truth.class_ids == class_id]))
+        ious = pairwise_iou(
+            _boxes(detections.boxes_xyxy[chosen]), _boxes(truth.boxes_xyxy[truth.class_ids == class_id])
+        )
         found[chosen] = _match_greedily(ious, np.array([iou]))[0]
     return found
 
@@ -166,7 +168,7 @@ def _match_class(
         first, last = np.searchsorted(images, [image, image + 1])
         group = by_image[first : min(last, first + MAX_DETECTIONS)]
         truth_boxes = known.boxes[truth_rows[truth_images == image]]
-        correct[:, group] = _match_greedily(_iou(found.boxes[best_first[group]], truth_boxes), IOU_THRESHOLDS)
+        correct[:, group] = _match_greedily(pairwise_iou(found.boxes[best_first[group]], truth_boxes), IOU_THRESHOLDS)
     return ClassMatches(found.images[best_first][kept], correct[:, kept], truth_images)
 
 
@@ -194,7 +196,7 @@ def _match_greedily(ious: NDArray[np.float64], thresholds: NDArray[np.float64]) 
     return correct
 
 
-def _iou(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+def pairwise_iou(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union (n, m) of boxes (n, 4) and (m, 4); boxes without area overlap nothing."""
     corner = np.maximum(first[:, None, :2], second[None, :, :2])
     sides = np.minimum(first[:, None, 2:], second[None, :, 2:]) - corner

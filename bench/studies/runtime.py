@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _study(arguments: argparse.Namespace, typed: Sequence[str]) -> int:
+    if arguments.out and arguments.out.exists():
+        raise BenchError(f"{arguments.out} already exists: choose another --out or remove it")
     before = machine_state()
     main_set = _workshop(arguments, arguments.student, arguments.data)
     others = [(_workshop(arguments, Path(student), Path(data)), _side(side)) for student, data, side in arguments.equal]

@@ -59,12 +59,13 @@ def open_contender(request: Mapping[str, Any]) -> Contender:
 
     Args:
         request: `kind` ("bundle" or "ultralytics"), `model` (path), `engine`, `imgsz`, `threads`, `conf`, `iou`,
-            `max_det`; for a bundle `options` (of its engine) and `resize` (what resizes
-            images, see `deploy.runtime.resize`); for ultralytics `predict` (further arguments of
-            `predict`), `threads_forced` (LiteRT) and `precision_forced` (OpenVINO).
+            `max_det`; for a bundle `options` (of its engine) and `resize` (what resizes images, see
+            `deploy.runtime.resize`); for ultralytics `predict` (further arguments of `predict`), `threads_forced`
+            (LiteRT) and `precision_forced` (OpenVINO).
 
     Raises:
-        BenchError: an unknown kind, or options that this version's Detector does not take.
+        BenchError: an unknown kind.
+        DeployError: the bundle or its engine cannot be used.
     """
     kinds: dict[str, Callable[[Mapping[str, Any]], Contender]] = {
         "bundle": BundleContender,
@@ -85,8 +86,10 @@ class BundleContender:
         self._engine_name = bundle.manifest.engine
         self._thresholds = (float(request["conf"]), float(request["iou"]), int(request["max_det"]))
         self._call = _EngineCall(self._engine_name)
-        options = {"options": request["options"]} if request.get("options") else {}
-        self._detector = Detector(bundle, *self._thresholds, threads=int(request["threads"]), **options)
+        self._detector = Detector(
+            bundle, *self._thresholds, threads=int(request["threads"]), options=request.get("options")
+        )
+        self._buffer = self._detector.new_buffer()
         self._at: dict[float, Detector] = {}
 
     def detect(self, image: Image) -> Detections:
@@ -113,11 +116,11 @@ class BundleContender:
         return rgb
 
     def stages_s(self, image: Image) -> tuple[float, float, float]:
-        """See `Contender`; by the three public stages."""
+        """See `Contender`; by the stages that a call is made of."""
         start = time.perf_counter()
-        pixels, geometry = self._detector.preprocess(image)
+        pixels, geometry = self._detector.preprocess(image, self._buffer)
         letterboxed = time.perf_counter()
-        outputs = self._detector.engine.infer(pixels)
+        outputs = self._detector.run(pixels)
         inferred = time.perf_counter()
         self._detector.postprocess(outputs, geometry)
         return letterboxed - start, inferred - letterboxed, time.perf_counter() - inferred

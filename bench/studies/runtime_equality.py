@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.accuracy import score
 from bench.errors import BenchError
+from bench.matching import pairwise_iou
 from bench.measure import decode_detections
 from bench.studies.runtime_models import ENGINES, Workshop
 from bench.studies.runtime_process import WorkerProcess
@@ -112,7 +112,8 @@ def match(ours: Detections, theirs: Detections) -> list[tuple[int, int]]:
         return []
     distances = np.abs(ours.boxes_xyxy[:, None] - theirs.boxes_xyxy[None]).max(axis=2).astype(np.float64)
     same = ours.class_ids[:, None] == theirs.class_ids[None]
-    distances[~same | (_iou(ours.boxes_xyxy, theirs.boxes_xyxy) < _SAME_OBJECT_IOU)] = np.inf
+    overlaps = pairwise_iou(ours.boxes_xyxy.astype(np.float64), theirs.boxes_xyxy.astype(np.float64))
+    distances[~same | (overlaps < _SAME_OBJECT_IOU)] = np.inf
     pairs = []
     for flat in np.argsort(distances, axis=None, kind="stable"):
         row, column = divmod(int(flat), len(theirs))
@@ -172,12 +173,8 @@ def measure_equality(workshop: Workshop, imgsz: int, threads: int, log_file: Pat
             continue
         found = compare(dataset.name, imgsz, engine, ours[CONF], theirs[CONF])
         maps = [score(side[SCORING_CONF], truths, len(dataset.class_names)).map50_95 for side in (ours, theirs)]
-        results.append(_with_map(found, *maps))
+        results.append(replace(found, map_ours=maps[0], map_theirs=maps[1]))
     return results
-
-
-def _with_map(found: Equality, map_ours: float, map_theirs: float) -> Equality:
-    return Equality(**{**found.__dict__, "map_ours": map_ours, "map_theirs": map_theirs})
 
 
 def _detect(
@@ -191,13 +188,3 @@ def _detect(
             ]
             for conf in (CONF, SCORING_CONF)
         }
-
-
-def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n, 4) and (m, 4) boxes xyxy to their (n, m) intersection over union; 0 where both are empty."""
-    first, second = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
-    size = np.clip(np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2]), 0, None)
-    intersection = size[..., 0] * size[..., 1]
-    areas = [(one[..., 2] - one[..., 0]) * (one[..., 3] - one[..., 1]) for one in (first, second)]
-    union = areas[0] + areas[1] - intersection
-    return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))

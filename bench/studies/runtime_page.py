@@ -83,9 +83,8 @@ def _latency(setting: Setting, cells: Sequence[Cell]) -> list[str]:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(line for cell in cells for line in _latency_lines(cell)),
         "",
-        "`pre`, `inference` and `post` are medians of a pass of their own: ours by the Detector's three public stages, "
-        "ultralytics' as its `Results.speed` gives them. They need not add up: `predict` spends time between them, and "
-        "the Detector as a whole may take a shorter way than stage by stage.",
+        "`pre`, `inference` and `post` are medians of a pass of their own: ours by the Detector's public stages, "
+        "ultralytics' as its `Results.speed` gives them. They need not add up: `predict` spends time between them.",
         "",
         "### Total over the engine's own call",
         "",

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     _report(described, as_json=args.json)
     # What lies outside runs/ is not found as the newest student.
-    student = "" if args.out is None else f" --student {shlex.quote(str(args.out))}"
+    folder = args.out or args.resume
+    student = "" if folder is None else f" --student {shlex.quote(str(folder))}"
     sys.stderr.write(f"next: {_NEXT}{student}\n")
     return 0
 

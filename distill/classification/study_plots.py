@@ -28,7 +28,9 @@ def plot_epochs(
     left.set(title="the teacher", xlabel="its epoch", ylabel="top-1, %")
     _points(right, list(students), list(students.values()), _STUDENT, "taught by that epoch")
     _level(right, baseline)
-    right.set(title="its students", xlabel="epoch of the teacher that taught", xticks=list(students))
+    right.set(title="its students", xlabel="epoch of the teacher that taught", xscale="log")  # the first ones lie close
+    right.set_xticks(list(students), labels=map(str, students))
+    right.minorticks_off()
     right.legend(frameon=False, fontsize=8)
     _save(figure, path)
 

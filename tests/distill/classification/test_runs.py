@@ -73,6 +73,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert not (tmp_path / "halved" / "student").exists()
     torch.manual_seed(99)  # whatever ran before
     assert classify.main(["--resume", str(tmp_path / "halved"), "--device", "cpu"]) == 0
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith(f"--int8 --student {tmp_path / 'halved'}")
     for file in ("training/student/results.csv", "training/student/weights.pt"):
         ours, theirs = tmp_path / "halved" / file, tmp_path / "whole" / file
         if file.endswith(".csv"):

@@ -1,10 +1,13 @@
 """Bilinear resizing into memory that is there already: the same pixels with OpenCV and without it.
 
-Which one does it is decided by what the program has loaded. Where OpenCV is imported already (a camera, a video), it
-resizes. Importing it for that alone costs 26 MB of resident memory, a quarter of what a small detector needs in all,
-and saves a fraction of a millisecond per image (640 x 427 to 320 x 214: 0.14 ms by OpenCV 5.0, 0.5 ms by numpy, 1.5 ms
-by Pillow's affine transform, on one x86 core). The environment variable `EDGE_DISTILL_RESIZE` says otherwise:
-`opencv` imports it where it is installed, `numpy` does without it.
+Where OpenCV is imported already (a camera, a video), it resizes. Importing it for that alone costs 26 MB of resident
+memory and saves up to a millisecond per image (640 x 427 to 320 x 214: 0.14 ms by OpenCV 5.0, 0.5 ms by numpy, 1.5 ms
+by Pillow's affine transform, on one x86 core). Up to `OPENCV_SIDE` pixels, where a small network answers in a few
+milliseconds and needs little memory, that is a good bargain, and OpenCV is imported if it is installed: on two x86
+cores an INT8 YOLOv8-n at 320 px then takes 1.24 times its engine's own call from image to boxes in place of 1.57.
+Above, the network takes so long that it hardly shows (1.08 either way at 640 px), and memory is what is short. The
+environment variable `EDGE_DISTILL_RESIZE` says otherwise: `opencv` imports it where it is installed, `numpy` does
+without it.
 
 Both follow OpenCV's INTER_LINEAR on 8-bit images: two taps a side, pixel centres at half integers, no antialiasing,
 weights of 11 bits. The numpy path computes what OpenCV's own C++ does (5.0 and 4.x, x86-64), to the last bit. Builds
@@ -30,6 +33,8 @@ _STRIP_PIXELS = 20_480  # of the result at a time: so much of the intermediate r
 _UNIT = 2048  # weights are whole multiples of 1 / 2048
 _HALF = _UNIT // 2
 
+OPENCV_SIDE = 416  # the longer side of a result, in pixels, up to which OpenCV is imported for resizing alone
+
 
 class Resizer:
     """Resizes images one after the other, in memory that it keeps. One object serves one thread at a time."""
@@ -51,7 +56,7 @@ class Resizer:
         if image.shape == out.shape:
             np.copyto(out, image)
             return
-        opencv = _opencv()
+        opencv = _opencv(max(out.shape[:2]))
         if opencv is not None:
             size = (out.shape[1], out.shape[0])
             opencv.resize(np.ascontiguousarray(image), size, dst=out, interpolation=opencv.INTER_LINEAR)
@@ -259,8 +264,8 @@ def _as_slice(indices: NDArray[np.int64]) -> Any:
     return indices
 
 
-def _opencv() -> Any:
-    """The cv2 module if it shall resize, else None."""
+def _opencv(side: int) -> Any:
+    """The cv2 module if it shall resize to `side` pixels, else None."""
     asked = os.environ.get("EDGE_DISTILL_RESIZE", "")
     if asked == "numpy":
         return None
@@ -268,6 +273,8 @@ def _opencv() -> Any:
         return _imported_opencv()
     if asked:
         raise DeployError(f"EDGE_DISTILL_RESIZE is {asked!r}, expected numpy or opencv: correct or unset it")
+    if side <= OPENCV_SIDE:
+        return _imported_opencv()
     module = sys.modules.get("cv2")
     return module if hasattr(module, "INTER_LINEAR") else None  # another thread may be importing it right now
 

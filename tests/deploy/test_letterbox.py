@@ -142,15 +142,20 @@ def test_sizes_in_turn_and_threads_at_once_share_what_depends_on_the_sizes_alone
                 np.testing.assert_array_equal(one, result)
 
 
-def test_opencv_resizes_only_where_it_is_imported_already_or_asked_for() -> None:
+def test_opencv_is_imported_for_resizing_to_small_sizes_or_where_it_is_asked_for() -> None:
     program = (
-        "import os, sys, numpy as np; from deploy.runtime.resize import resize_bilinear as r; "
-        "image = np.zeros((9, 9, 3), np.uint8); r(image, 4, 4); print('cv2' in sys.modules); "
-        "os.environ['EDGE_DISTILL_RESIZE'] = 'opencv'; r(image, 4, 4); print('cv2' in sys.modules)"
+        "import os, sys, numpy as np; from deploy.runtime.resize import OPENCV_SIDE, resize_bilinear as r; "
+        "image = np.zeros((9, 9, 3), np.uint8); "
+        "os.environ['EDGE_DISTILL_RESIZE'] = 'numpy'; r(image, 4, 4); print('cv2' in sys.modules); "
+        "del os.environ['EDGE_DISTILL_RESIZE']; r(image, 4, OPENCV_SIDE + 1); print('cv2' in sys.modules); {last}; "
+        "print('cv2' in sys.modules)"
     )
     pytest.importorskip("cv2")
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"]
+    asked = "os.environ['EDGE_DISTILL_RESIZE'] = 'opencv'; r(image, 4, OPENCV_SIDE + 1)"
+    for last in ("r(image, 4, OPENCV_SIDE)", asked):
+        command = [sys.executable, "-c", program.format(last=last)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["False", "False", "True"]
 
 
 def test_an_unknown_way_of_resizing_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:

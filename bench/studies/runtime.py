@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.errors import BenchError
@@ -24,6 +25,7 @@ from bench.studies.runtime_verdicts import Findings
 from deploy.cli import log, positive_whole_number, run_command
 from deploy.dataset import load_dataset
 from deploy.errors import DeployError
+from deploy.runtime.resize import OPENCV_SIDE
 from deploy.student import find_student
 
 SECTIONS = ("latency", "equality", "memory")
@@ -161,7 +163,8 @@ def _entrants(
 ) -> Iterator[Entrant]:
     ours, theirs = _requests(arguments, workshop, side, engine, precision)
     yield Entrant("bundle", OURS, ours, as_it_comes=True)
-    yield Entrant("bundle, OpenCV", OURS, {**ours, "resize": "opencv"})
+    other = "numpy" if side <= OPENCV_SIDE else "opencv"  # the way of resizing that is not the usual one here
+    yield Entrant(f"bundle, {other}", OURS, {**ours, "resize": other})
     yield Entrant("ultralytics", THEIRS, theirs, as_it_comes=True)
     if engine == "tflite":
         yield Entrant(f"ultralytics, {arguments.threads} threads", THEIRS, {**theirs, "threads_forced": True})
@@ -207,8 +210,16 @@ def _memories(arguments: argparse.Namespace, workshop: Workshop, log_file: Path)
             except (BenchError, DeployError) as error:
                 yield Memory("bundle", side, engine, failure=str(error))
                 continue
-            for name, request in zip(("bundle", "ultralytics"), requests, strict=True):
-                yield measure_memory(name, side, engine, request, images, log_file)
+            ours, theirs = requests
+            with TemporaryDirectory() as cache:  # of opened models: filled by the first load, used by the second
+                for name, request in (
+                    ("bundle, first load", {**ours, "cache": cache}),
+                    ("bundle", {**ours, "cache": cache}),
+                    ("bundle, numpy", {**ours, "cache": cache, "resize": "numpy"}),
+                    ("bundle, opencv", {**ours, "cache": cache, "resize": "opencv"}),
+                    ("ultralytics", theirs),
+                ):
+                    yield measure_memory(name, side, engine, request, images, log_file)
 
 
 if __name__ == "__main__":

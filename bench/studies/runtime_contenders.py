@@ -60,8 +60,8 @@ def open_contender(request: Mapping[str, Any]) -> Contender:
     Args:
         request: `kind` ("bundle" or "ultralytics"), `model` (path), `engine`, `imgsz`, `threads`, `conf`, `iou`,
             `max_det`; for a bundle `options` (of its engine) and `resize` (what resizes images, see
-            `deploy.runtime.resize`); for ultralytics `predict` (further arguments of `predict`), `threads_forced`
-            (LiteRT) and `precision_forced` (OpenVINO).
+            `deploy.runtime.resize`) and `cache` (folder of opened models); for ultralytics `predict` (further
+            arguments of `predict`), `threads_forced` (LiteRT) and `precision_forced` (OpenVINO).
 
     Raises:
         BenchError: an unknown kind.
@@ -82,6 +82,8 @@ class BundleContender:
     def __init__(self, request: Mapping[str, Any]) -> None:
         if request.get("resize"):
             os.environ["EDGE_DISTILL_RESIZE"] = str(request["resize"])
+        if request.get("cache"):
+            os.environ["EDGE_DISTILL_CACHE"] = str(request["cache"])
         bundle = Bundle.open(request["model"])
         self._engine_name = bundle.manifest.engine
         self._thresholds = (float(request["conf"]), float(request["iou"]), int(request["max_det"]))

@@ -16,6 +16,7 @@ from bench.studies.runtime_memory import MEMORY_IMAGES, median_s
 from bench.studies.runtime_models import ENGINE_NAMES
 from bench.studies.runtime_verdicts import Findings, cell_name, executed, verdicts
 from deploy.dataset import DetectionDataset
+from deploy.runtime.resize import OPENCV_SIDE
 from deploy.student import Student
 
 _TOOLS = (
@@ -218,8 +219,10 @@ def _method(setting: Setting) -> list[str]:
         "- Threads: ultralytics' ONNX Runtime and OpenVINO take all processors that the process may use, here the "
         "number asked for. Its LiteRT takes `min(8, processors - 1)`, on two processors one; the row with the number "
         "asked for sets that constant by hand.",
-        "- The bundle as it comes resizes by numpy, unless the program has imported OpenCV; `OpenCV` is the same with "
-        "OpenCV, as in ultralytics (`EDGE_DISTILL_RESIZE=opencv`). `f32` and `bf16` set the engine option "
+        f"- The bundle as it comes resizes by OpenCV up to {OPENCV_SIDE} px and by numpy above, unless the program has "
+        "imported OpenCV; `numpy` and `opencv` are the same bundle made to do the other (`EDGE_DISTILL_RESIZE`), as "
+        "ultralytics resizes by OpenCV. `first load` fills the cache of opened models, the rows below it open the "
+        "model from there. `f32` and `bf16` set the engine option "
         "`inference_precision`.",
         "- OpenVINO on a processor with bf16 instructions executes what is float in bf16, silently, unless told "
         "otherwise. Rows say what was executed. `f32` of ultralytics is forced by hand: `predict` has no argument "

@@ -148,10 +148,10 @@ def _equality_verdicts(one: Equality) -> Iterator[Verdict]:
 
 
 def _memory_verdicts(memory: Memory) -> Iterator[Verdict]:
-    if memory.name != "bundle" or memory.imgsz != MEMORY_TARGET_IMGSZ:
+    if not memory.name.startswith("bundle") or memory.imgsz != MEMORY_TARGET_IMGSZ:
         return
     target = MEMORY_TARGETS[memory.engine]
-    name = f"{memory.imgsz} px {ENGINE_NAMES[memory.engine]} INT8: peak memory, MB"
+    name = f"{memory.imgsz} px {ENGINE_NAMES[memory.engine]} INT8: peak memory of {memory.name}, MB"
     met = memory.failure or ceil_to(memory.peak_rss_bytes / 1e6, 1)
     yield Verdict(name, f"≤ {target / 1e6:g}", met, not memory.failure and memory.peak_rss_bytes <= target)
 

@@ -182,7 +182,7 @@ def test_the_page_holds_every_part_and_every_failure(tmp_path: Path) -> None:
     assert "did not run: it is gone" in text
     assert "| 320 px LiteRT FP32 | bundle | 4.00 | 1.500 [1.500, 1.500] |" in text
     assert "only ours, class 3, score 0.250010 (a tie at the threshold)" in text
-    assert "peak memory, MB | ≤ 110 | 110.1 | **missed** |" in text
+    assert "peak memory of bundle, MB | ≤ 110 | 110.1 | **missed** |" in text
     assert "| 640 px LiteRT INT8 | ultralytics | no memory | no |" in text
     assert "`import deploy.runtime`, s | < 0.3 | 0.150 [0.100, 0.200] | met |" in text
     assert "python -m bench.studies.runtime --data d" in text

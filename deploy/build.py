@@ -14,6 +14,7 @@ from deploy.calibration import YAML_SUFFIXES, CalibrationList, choose_calibratio
 from deploy.cli import log, whole_folder
 from deploy.errors import CalibrationError, ExportError
 from deploy.image_folder import held_out_splits
+from deploy.runtime.options import OPTIONS
 from deploy.steps import step
 from deploy.student import Student
 from deploy.target import Compiled, Job, Target
@@ -154,6 +155,7 @@ def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, va
         outputs=compiled.outputs,
         reg_max=job.graph.reg_max,
         class_names=job.graph.class_names,
+        engine_options=_engine_options(target.engine),
         student=student.origin(job.graph.parameters),
         tools=tools,
         calibration=None if job.calibration is None else job.calibration.record(),
@@ -165,3 +167,9 @@ def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, va
 
 def _write(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _engine_options(engine: str) -> dict[str, str | int | bool]:
+    """The settings that the bundle is verified with, so that it runs with the same ones wherever it is opened."""
+    # Whether opened models are kept on disk is no setting of the model.
+    return {name: option.default for name, option in OPTIONS[engine].items() if name != "model_cache"}

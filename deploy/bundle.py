@@ -113,8 +113,8 @@ class Manifest:
         task: one of `TASKS`.
         data_yaml: the student's data set where it is known, for a default validation set; may be None.
         data_root: the same for a classifier: an image folder with a folder per split and class; may be None.
-        engine_options: the engine's own settings, where they were measured to be better than its defaults; empty
-            otherwise.
+        engine_options: settings of the engine that the bundle was verified with, as `deploy.runtime.options` knows
+            them; those it does not name are that file's defaults.
         schema: version of this file's layout.
     """
 

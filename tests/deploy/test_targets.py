@@ -27,6 +27,7 @@ from deploy.bundle import ENGINES, PRECISIONS, Bundle, sha256_file
 from deploy.cli import run_command, whole_folder
 from deploy.command import run_target
 from deploy.runtime import Detector
+from deploy.runtime.options import OPTIONS
 from deploy.target import Compiled, Job, Target
 
 Main = Callable[[list[str]], int]
@@ -54,6 +55,9 @@ def test_a_manifest_is_complete(engine: str, precision: str, bundles, deployed_s
     assert (manifest.engine, manifest.precision, manifest.task) == (engine, precision, "detect")
     assert (manifest.input.height, manifest.input.width, manifest.input.layout) == (96, 96, "NHWC")
     assert manifest.class_names == ("red", "green", "blue")
+    assert manifest.engine_options == {
+        name: option.default for name, option in OPTIONS[engine].items() if name != "model_cache"
+    }
     assert manifest.student["name"] == "tiny"
     assert manifest.student["sha256"] == sha256_file(deployed_student.checkpoint)
     assert manifest.student["teacher"] == {"file": "teacher.pt", "sha256": "0" * 64}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,17 @@ _COLOURS = ((230, 40, 40), (40, 40, 230))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Keep the suite off the other cores: the models are tiny."""
-    torch.set_num_threads(1)
+def one_thread() -> Iterator[None]:
+    """Keep the suite off the other cores: the models are tiny.
+
+    A training sets the number anew, and a process of its own takes it from the environment: where the two differ, sums
+    differ in their last bits, and so do the weights.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.training._THREADS", 1)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 }
 #: Flags that a resumed run has from its recipe.
 _FIXED: Final = ("teacher", "method", "imgsz", "losses", "temperature", "balance", "set", "out", *_DEFAULTS)
-_EXTRACTIVE: Final = "extractive is written after its paper's abstract: not a reproduction"
+_EXTRACTIVE: Final = "extractive is second hand, not from its paper: not a reproduction"
 _NEXT: Final = "python -m deploy.tflite --int8"
 
 

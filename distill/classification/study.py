@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["all"],
         metavar="NAME",
-        help="of --experiment methods; extractive is written after its paper's abstract: not a reproduction (all)",
+        help="of --experiment methods; extractive is second hand, not from its paper: not a reproduction (all)",
     )
     add("--seeds", type=whole, default=3, metavar="N", help="trainings of each, paired by seed (3)")
     add("--epochs", type=whole, default=20, metavar="N", help="of every student (20)")

@@ -171,7 +171,7 @@ def test_a_study_writes_paired_rows_goes_on_and_trains_nothing_twice(
     page = Path("docs/results/page.md").read_text()
     rows = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
     assert {"none", "kd", "extractive*"} <= rows.keys()
-    assert "extractive: written after the abstract of Kobayashi 2022, not its equations: not a reproduction" in page
+    assert "extractive: Kobayashi 2022 second hand: after two public reimplementations, not the paper itself" in page
     assert "Teacher `cnn-4-8`" in page
     stamps = {path: path.stat().st_mtime_ns for path in Path("out").rglob("record.json")}
     assert len(stamps) == 8

@@ -199,9 +199,7 @@ def deployed_student(tmp_path_factory: pytest.TempPathFactory) -> DeployedStuden
 
 
 @pytest.fixture(scope="session")
-def bundles(
-    deployed_student: DeployedStudent, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str, str], Path]]:
+def bundles(deployed_student: DeployedStudent, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """The tiny student's bundle for an engine and a precision, made once by the command line, verified."""
     from importlib import import_module
 
@@ -221,13 +219,13 @@ def bundles(
         if not out.exists():
             flags = [] if precision == "fp32" else [f"--{precision}"]
             arguments = ["--student", str(deployed_student.run), "--out", str(out), "--max-drop", "100", *flags]
-            assert import_module(f"deploy.{engine}").main(arguments) == 0
+            with pytest.MonkeyPatch.context() as patch:
+                # Converting takes most of the time, and what comes out is the same for every precision of this student.
+                patch.setattr(tflite, "_convert", convert_once)
+                assert import_module(f"deploy.{engine}").main(arguments) == 0
         return out
 
-    with pytest.MonkeyPatch.context() as patch:
-        # Converting takes most of the time, and what comes out is the same for every precision.
-        patch.setattr(tflite, "_convert", convert_once)
-        yield bundle
+    return bundle
 
 
 def _drawn_data(root: Path) -> Path:

@@ -14,13 +14,14 @@ from deploy.calibration import YAML_SUFFIXES, CalibrationList, choose_calibratio
 from deploy.cli import log, whole_folder
 from deploy.errors import CalibrationError, ExportError
 from deploy.image_folder import held_out_splits
+from deploy.quantization import AS_THE_TARGET_DOES, CALIBRATED, Quantization
 from deploy.runtime.options import OPTIONS
 from deploy.steps import step
 from deploy.student import Student
 from deploy.target import Compiled, Job, Target
 
 DEFAULT_CALIBRATION_IMAGES = 128
-DEFAULT_MAX_DROP_POINTS = 2.0
+DEFAULT_MAX_DROP_POINTS = 1.0
 # At most, so that it stays a matter of seconds; one image in a hundred is a whole point of top-1.
 VERIFY_IMAGES = {"detect": 64, "segment": 64, "classify": 1000}
 FALLBACK_IMGSZ = {"detect": 640, "segment": 640, "classify": 224}
@@ -32,6 +33,7 @@ def build_bundle(
     out: Path,
     *,
     precision: str = "fp32",
+    quantization: Quantization = AS_THE_TARGET_DOES,
     imgsz: int | None = None,
     calibration: Path | None = None,
     calibration_images: int = DEFAULT_CALIBRATION_IMAGES,
@@ -44,7 +46,8 @@ def build_bundle(
         target: the format.
         student: what to compile.
         out: the bundle folder to make; must not exist.
-        precision: "fp32", "fp16" or "int8".
+        precision: one of the target's `precisions`.
+        quantization: what is asked of the quantizer.
         imgsz: side of the input in pixels; default that of the training, else 640.
         calibration: a data.yaml, the root of an image-folder data set, or a folder of images; default the student's
             own training images.
@@ -57,12 +60,13 @@ def build_bundle(
             than is allowed. Nothing is left at `out` then.
     """
     _require(target)
+    check_precision(target, precision)
     from deploy.graph import check_imgsz, load_graph
 
     if out.exists():
         raise ExportError(f"{out} already exists: choose another --out or remove it")
     images = None
-    if precision == "int8":
+    if precision in CALIBRATED:
         images = _calibration_list(student, calibration, calibration_images)
     with step(f"loading {student.checkpoint.name} of {student.name}"):
         graph = load_graph(student.checkpoint, student.record)
@@ -70,7 +74,7 @@ def build_bundle(
     size = check_imgsz(imgsz or student.imgsz or graph.trained_imgsz or fallback, graph)
     validation = _validation_data(student, calibration, graph.task)
     with whole_folder(out) as folder:
-        job = Job(graph, precision, size, images, folder)
+        job = Job(graph, precision, size, images, folder, quantization)
         count = f", calibrated on {len(images)} images" if images else ""
         with step(f"compiling for {target.engine}, {precision}, {size} px{count}"):
             compiled = target.compile(job)
@@ -92,6 +96,16 @@ def build_bundle(
             )
             _write(replace(manifest, verified=verified), folder)
     return Bundle.open(out)
+
+
+def check_precision(target: Target, precision: str) -> None:
+    """Refuse a precision that a target cannot be compiled to.
+
+    Raises:
+        ExportError: naming those that it can.
+    """
+    if precision not in target.precisions:
+        raise ExportError(f"{target.engine} has no {precision}: give --precision {', '.join(target.precisions)}")
 
 
 def _require(target: Target) -> None:
@@ -159,6 +173,7 @@ def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, va
         student=student.origin(job.graph.parameters),
         tools=tools,
         calibration=None if job.calibration is None else job.calibration.record(),
+        quantization=None if compiled.recipe is None else compiled.recipe.record(),
         task=job.graph.task,
         data_yaml=None if data is None or classifies else str(data.resolve()),
         data_root=str(data.resolve()) if data is not None and classifies else None,

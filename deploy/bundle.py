@@ -28,7 +28,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
+READABLE_SCHEMAS = (1, 2)  # 1 lacked `quantization` and `records`
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class Manifest:
         class_names: index is the class id.
         thresholds: defaults of the detector.
         student: name, SHA-256 and origin of the checkpoint this was made from.
-        calibration: source, count, list SHA-256 of the calibration images; None for a float bundle.
+        calibration: source, count, list SHA-256 of the calibration images; None where there are none.
+        quantization: the recipe: method of the ranges, layers that stayed in float; None for a float bundle.
         verified: accuracy and output drift measured when the bundle was made; None if not verified.
         tools: name to version of what made it.
         task: one of `TASKS`.
@@ -115,6 +117,7 @@ class Manifest:
         data_root: the same for a classifier: an image folder with a folder per split and class; may be None.
         engine_options: settings of the engine that the bundle was verified with, as `deploy.runtime.options` knows
             them; those it does not name are that file's defaults.
+        records: what further steps of the making say of themselves, each an object by the step's name.
         schema: version of this file's layout.
     """
 
@@ -135,6 +138,8 @@ class Manifest:
     data_yaml: str | None = None
     data_root: str | None = None
     engine_options: Mapping[str, str | int | bool] = field(default_factory=dict)
+    quantization: Mapping[str, Any] | None = None
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -156,9 +161,10 @@ class Manifest:
             fields = json.loads(text)
         except ValueError as error:
             raise BundleError(f"{source} is not valid JSON ({error}): make the bundle again") from error
-        if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        if not isinstance(fields, dict) or fields.get("schema") not in READABLE_SCHEMAS:
             met = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-            raise BundleError(f"{source} has schema {met!r}, this version reads {SCHEMA}: make the bundle again")
+            known = " and ".join(map(str, READABLE_SCHEMAS))
+            raise BundleError(f"{source} has schema {met!r}, this version reads {known}: make the bundle again")
         names = fields.get("class_names")
         if isinstance(names, str):  # would pass for a list of its letters
             raise wrong_value(source, "class_names", names, "a list of strings")

@@ -1,4 +1,4 @@
-"""The command line that the three targets share."""
+"""The command line that the targets share."""
 
 from __future__ import annotations
 
@@ -6,25 +6,41 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from deploy.build import DEFAULT_CALIBRATION_IMAGES, DEFAULT_MAX_DROP_POINTS, build_bundle
+from deploy.bundle import Bundle
 from deploy.calibration import YAML_SUFFIXES
 from deploy.cli import log, number_within, positive_whole_number, run_command, unused_path
 from deploy.errors import CalibrationError
 from deploy.image_folder import is_image_folder
+from deploy.quantization import CALIBRATED, DEFAULT_PERCENTILE, RANGE_METHODS, Quantization, parse_layers, parse_ranges
 from deploy.student import find_student
 from deploy.target import Target
+
+AUTO = "auto"
 
 
 def run_target(target: Target, argv: Sequence[str] | None) -> int:
     """The command line of a target; returns the exit code."""
     parser = _parser(target)
     arguments = parser.parse_args(argv)
-    if arguments.calibration and arguments.precision != "int8" and not _is_data_set(arguments.calibration):
-        parser.error("--calibration with a folder of images is of use with --int8 alone")
+    calibrates = arguments.precision in (*CALIBRATED, AUTO)
+    if arguments.calibration and not calibrates and not _is_data_set(arguments.calibration):
+        parser.error(f"--calibration with a folder of images is of use with {' or '.join(CALIBRATED)} alone")
+    if arguments.ranges and not calibrates:
+        parser.error(f"--ranges is of use with {' or '.join(CALIBRATED)} alone")
+    if arguments.float_layers and arguments.precision.startswith(("fp", "bf")):
+        parser.error(f"--float-layers is of no use with {arguments.precision}: all layers are in float")
     return run_command(lambda: _deploy(target, arguments))
+
+
+def _quantization(arguments: argparse.Namespace) -> Quantization:
+    ranges, percentile = parse_ranges(arguments.ranges) if arguments.ranges else (None, DEFAULT_PERCENTILE)
+    layers = None if arguments.float_layers is None else parse_layers(arguments.float_layers)
+    return Quantization(ranges, percentile, layers)
 
 
 def _is_data_set(source: Path) -> bool:
@@ -39,13 +55,18 @@ def _check_calibration(source: Path | None) -> None:
 
 def _deploy(target: Target, arguments: argparse.Namespace) -> int:
     _check_calibration(arguments.calibration)
+    quantization = _quantization(arguments)
     student = find_student(arguments.student)
     default = Path("runs/deploy") / f"{student.name}-{target.engine}-{arguments.precision}"
-    bundle = build_bundle(
+    build: Callable[..., Bundle] = build_bundle
+    if arguments.precision == AUTO:  # it measures, so it is loaded only where it is asked for
+        build = import_module("deploy.precision_auto").build_auto_bundle
+    bundle = build(
         target,
         student,
         arguments.out or unused_path(default),
         precision=arguments.precision,
+        quantization=quantization,
         imgsz=arguments.imgsz,
         calibration=arguments.calibration,
         calibration_images=arguments.calibration_images,
@@ -80,7 +101,23 @@ def _parser(target: Target) -> argparse.ArgumentParser:
         ("fp16", "16-bit weights"),
     ):
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
+    precision.add_argument(
+        "--precision",
+        choices=(*target.precisions, AUTO),
+        help="the same and more; w8: 8-bit weights alone, dynamic: activations quantized as they come, w8a16: 16-bit "
+        "activations, auto: the fastest here that loses no more than --max-drop (default: fp32)",
+    )
     parser.set_defaults(precision="fp32")
+    parser.add_argument(
+        "--ranges",
+        metavar="METHOD",
+        help=f"how calibration fixes the ranges: {', '.join(RANGE_METHODS)}, percentile:99.9 (default: the target's)",
+    )
+    parser.add_argument(
+        "--float-layers",
+        metavar="NAME,NAME",
+        help="layers or blocks that stay in float, such as model.0,model.22.cv2.0; none: none (default: the target's)",
+    )
     parser.add_argument(
         "--calibration",
         type=Path,

@@ -12,8 +12,10 @@ from deploy.errors import BundleError
 if TYPE_CHECKING:
     from deploy.bundle import InputSpec, Manifest, OutputSpec
 
-ENGINES = ("onnx", "openvino", "tflite")
-PRECISIONS = ("fp32", "fp16", "int8")
+ENGINES = ("onnx", "openvino", "tflite", "ncnn")
+# Of weights and activations: "w8" 8-bit weights and float arithmetic, "dynamic" 8-bit weights and activations whose
+# ranges the runtime finds, "w8a16" 8-bit weights and 16-bit activations.
+PRECISIONS = ("fp32", "fp16", "bf16", "w8", "dynamic", "w8a16", "int8")
 TASKS = ("detect", "segment", "classify")
 LAYOUTS = ("NHWC", "NCHW")
 INPUT_DTYPES = ("uint8", "float32", "int8")
@@ -77,8 +79,11 @@ def _conditions(manifest: Manifest) -> Iterator[_Condition]:
     yield "thresholds.max_det", thresholds.max_det, _is_whole(thresholds.max_det, 1), "a whole number of at least 1"
     yield "student", manifest.student, _is_map(manifest.student), "an object"
     yield "tools", manifest.tools, _is_text_map(manifest.tools), "names with their versions"
-    for name, record in (("calibration", manifest.calibration), ("verified", manifest.verified)):
+    for name in ("calibration", "verified", "quantization"):
+        record = getattr(manifest, name)
         yield name, record, record is None or _is_map(record), "an object or null"
+    records = manifest.records
+    yield "records", records, _is_map(records) and all(map(_is_map, records.values())), "names with objects"
     for name, path in (("data_yaml", manifest.data_yaml), ("data_root", manifest.data_root)):
         yield name, path, path is None or _is_text(path), "a path or null"
     options = manifest.engine_options

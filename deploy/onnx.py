@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from deploy.calibration import SILU_INPUT_FLOOR
 from deploy.command import run_target
+from deploy.quantization import Recipe
 from deploy.target import Compiled, Job, Target, input_spec
 
 MODEL_FILE = "model.onnx"
@@ -30,9 +31,10 @@ def compile_onnx(job: Job) -> Compiled:
 
     from deploy.graph import export_onnx
 
-    model = export_onnx(job.graph, job.imgsz)
+    model, recipe = export_onnx(job.graph, job.imgsz), None
     if job.precision == "int8":
-        model = _quantize(model, job)
+        recipe = job.recipe(_last_layer_names(job))
+        model = _quantize(model, job, recipe)
         if _quantizes_input(model):
             _feed_pixels_to_quantized(model, job.imgsz)
         else:
@@ -43,10 +45,10 @@ def compile_onnx(job: Job) -> Compiled:
         _feed_pixels(model, job.imgsz)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, job.folder / MODEL_FILE)
-    return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs)
+    return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs, recipe)
 
 
-def _quantize(model: Any, job: Job) -> Any:
+def _quantize(model: Any, job: Job, recipe: Recipe) -> Any:
     """Static quantization with QDQ pairs: unsigned activations, signed weights per channel.
 
     Signed activations run four times slower on x86. (Without VNNI, x86 adds pairs of products in 16 bits, which may
@@ -59,7 +61,7 @@ def _quantize(model: Any, job: Job) -> Any:
     from onnxruntime.quantization.calibrate import save_tensors_data
 
     classifies = job.graph.task == "classify"
-    kept = _normalisation(model) if classifies else _last_layers(model)
+    kept = [*_float_nodes(model, job, recipe), *(_normalisation(model) if classifies else _bare_outputs(model))]
     with TemporaryDirectory() as folder:
         source, ranges, quantized = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
         onnx.save(model, source)
@@ -83,10 +85,27 @@ def _quantize(model: Any, job: Job) -> Any:
         return onnx.load(quantized)
 
 
-def _last_layers(model: Any) -> list[str]:
-    """Names of the nodes that make the outputs."""
+def _last_layer_names(job: Job) -> tuple[str, ...]:
+    """The student's layers that make the raw tensors of a head; none of a classifier."""
+    from deploy.layers import last_layer_names
+
+    return () if job.graph.task == "classify" else last_layer_names(job.graph)
+
+
+def _float_nodes(model: Any, job: Job, recipe: Recipe) -> list[str]:
+    """Names of the nodes that the recipe's float layers became."""
+    from deploy.layers import float_operations
+    from deploy.onnx_graph import onnx_operations
+
+    return float_operations(onnx_operations(model, job.graph), recipe.float_layers)
+
+
+def _bare_outputs(model: Any) -> list[str]:
+    """Names of the nodes without weights that make an output: 8 bits there would lose precision for nothing."""
+    from deploy.onnx_graph import OUTPUT_AXIS
+
     outputs = {output.name for output in model.graph.output}
-    return [node.name for node in model.graph.node if outputs & set(node.output)]
+    return [node.name for node in model.graph.node if outputs & set(node.output) and node.op_type not in OUTPUT_AXIS]
 
 
 def _normalisation(model: Any) -> list[str]:

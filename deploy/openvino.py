@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from deploy.calibration import fitted_input
 from deploy.command import run_target
 from deploy.errors import ExportError
+from deploy.quantization import Recipe
 from deploy.target import Compiled, Job, Target, input_spec
 
 MODEL_FILE = "model.xml"
@@ -27,24 +28,37 @@ def compile_openvino(job: Job) -> Compiled:
     import openvino
 
     from deploy.graph import export_onnx
+    from deploy.layers import float_operations
+    from deploy.onnx_graph import onnx_operations
 
     # From bytes, so that no path of this machine is written into the model. Converted, not merely read: converting
     # fuses x * sigmoid(x) into one Swish, which the CPU then computes inside the int8 convolution before it. Read as
     # it is, each of the two operations gets quantizers of its own and the int8 network runs a third slower.
-    model = openvino.convert_model(io.BytesIO(export_onnx(job.graph, job.imgsz).SerializeToString()))
+    exported, recipe = export_onnx(job.graph, job.imgsz), None
+    model = openvino.convert_model(io.BytesIO(exported.SerializeToString()))
     if job.precision == "int8":
-        model = _quantize(model, job)
+        recipe = job.recipe()
+        model = _quantize(
+            model, job, recipe, float_operations(onnx_operations(exported, job.graph), recipe.float_layers)
+        )
     model = _with_pixel_input(model)
     _number_names(model)
     try:
         openvino.save_model(model, job.folder / MODEL_FILE, compress_to_fp16=job.precision == "fp16")
     except RuntimeError as error:  # its only word for a full disk is "iostream error"
         raise ExportError(f"OpenVINO cannot write into {job.folder.parent} ({error}): is there space left?") from error
-    return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs)
+    return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs, recipe)
 
 
-def _quantize(model: Any, job: Job) -> Any:
-    """Post-training quantization by NNCF: weights symmetric per channel, activations asymmetric (preset MIXED)."""
+def _quantize(model: Any, job: Job, recipe: Recipe, float_nodes: Iterable[str]) -> Any:
+    """Post-training quantization by NNCF: weights symmetric per channel, activations asymmetric (preset MIXED).
+
+    Args:
+        model: converted from an ONNX graph.
+        job: with its calibration images.
+        recipe: what is asked.
+        float_nodes: names of the ONNX graph's nodes that stay in float.
+    """
     import nncf
 
     images = job.calibration_images.images
@@ -55,8 +69,16 @@ def _quantize(model: Any, job: Job) -> Any:
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(images),
-        advanced_parameters=_whole_ranges() if job.graph.task == "classify" else None,
+        advanced_parameters=_whole_ranges() if recipe.ranges == "minmax" else None,
+        ignored_scope=nncf.IgnoredScope(names=_named_after(float_nodes, model)),
     )
+
+
+def _named_after(nodes: Iterable[str], model: Any) -> list[str]:
+    """Names of the operations that came of ONNX nodes, which conversion names after them and may split in two."""
+    wanted = set(nodes)
+    names = [operation.get_friendly_name() for operation in model.get_ordered_ops()]
+    return [name for name in names if name.removesuffix("/WithoutBiases") in wanted]
 
 
 def _whole_ranges() -> Any:

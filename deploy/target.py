@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deploy.bundle import InputSpec, OutputSpec
 from deploy.calibration import CalibrationList
 from deploy.errors import CalibrationError
+from deploy.quantization import AS_THE_TARGET_DOES, Quantization, Recipe
 
 if TYPE_CHECKING:
     from deploy.graph import Graph
@@ -24,10 +25,11 @@ class Job:
 
     Attributes:
         graph: the loaded student.
-        precision: "fp32", "fp16" or "int8".
+        precision: one of the target's `precisions`.
         imgsz: side of the input in pixels.
-        calibration: the images for int8; None otherwise.
+        calibration: the images, for a precision of `deploy.quantization.CALIBRATED`; None otherwise.
         folder: where the model file or files go.
+        quantization: what was asked of the quantizer.
     """
 
     graph: Graph
@@ -35,13 +37,31 @@ class Job:
     imgsz: int
     calibration: CalibrationList | None
     folder: Path
+    quantization: Quantization = AS_THE_TARGET_DOES
 
     @property
     def calibration_images(self) -> CalibrationList:
-        """The calibration list of an int8 job."""
+        """The calibration list of a job whose precision needs one."""
         if self.calibration is None:
-            raise CalibrationError("int8 needs calibration images: give --calibration")
+            raise CalibrationError(f"{self.precision} needs calibration images: give --calibration")
         return self.calibration
+
+    def recipe(self, float_layers: Sequence[str] = (), ranges: str | None = None) -> Recipe:
+        """What was asked, with a target's defaults for what was not.
+
+        Args:
+            float_layers: names or prefixes of the layers that the target keeps in float by itself.
+            ranges: the target's method; default by the task, see `CalibrationList`.
+
+        Raises:
+            ExportError: the student has no layer of a name that was asked for.
+        """
+        from deploy.layers import layers_below
+
+        asked = self.quantization
+        default = ranges or ("minmax" if self.graph.task == "classify" else "mean-minmax")
+        names = float_layers if asked.float_layers is None else asked.float_layers
+        return Recipe(asked.ranges or default, asked.percentile, layers_below(names, self.graph))
 
     def calibration_inputs(self) -> Iterator[NDArray[np.float32]]:
         """The calibration images as the network meets them: (1, 3, imgsz, imgsz) float32 RGB in 0..1."""
@@ -56,11 +76,13 @@ class Compiled:
         model_file: name of the file that the engine opens, among the files in the job's folder.
         input: the image input.
         outputs: the raw head tensors.
+        recipe: how it was quantized; None of a float model.
     """
 
     model_file: str
     input: InputSpec
     outputs: tuple[OutputSpec, ...]
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +93,13 @@ class Target:
         engine: name of the engine that runs it, one of `deploy.bundle.ENGINES`.
         packages: import name to distribution of everything the compiling needs.
         compile: does it.
+        precisions: what it can be compiled to, some of `deploy.bundle.PRECISIONS`.
     """
 
     engine: str
     packages: Mapping[str, str]
     compile: Callable[[Job], Compiled]
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
 
 
 def input_spec(job: Job, name: str, **kind: Any) -> InputSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from deploy.bundle import OutputSpec
 from deploy.calibration import SILU_INPUT_FLOOR
 from deploy.command import run_target
 from deploy.errors import ExportError
+from deploy.quantization import Recipe
 from deploy.runtime import default_threads
 from deploy.target import Compiled, Job, Target, input_spec
 
@@ -37,14 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compile_tflite(job: Job) -> Compiled:
     """The graph with pixels (1, height, width, 3): float32 in 0..1, or int8 (pixel - 128) for int8."""
     model = _convert(job)
-    outputs = _outputs(model, job)
+    outputs, recipe = _outputs(model, job), None
     if job.precision == "int8":
-        model = _quantize(model, job, outputs)
+        recipe = job.recipe()
+        model = _quantize(model, job, outputs, recipe)
     elif job.precision == "fp16":
         model = _halve(model)
     (job.folder / MODEL_FILE).write_bytes(model)
-    dtype = "int8" if job.precision == "int8" else "float32"
-    return Compiled(MODEL_FILE, input_spec(job, _details(model)[0][0]["name"], layout="NHWC", dtype=dtype), outputs)
+    pixels = _details(model)[0][0]
+    dtype = np.dtype(pixels["dtype"]).name
+    return Compiled(MODEL_FILE, input_spec(job, pixels["name"], layout="NHWC", dtype=dtype), outputs, recipe)
 
 
 def _convert(job: Job) -> bytes:
@@ -59,17 +63,32 @@ def _convert(job: Job) -> bytes:
     return bytes(converted.model_content())
 
 
-def _quantize(model: bytes, job: Job, outputs: tuple[OutputSpec, ...]) -> bytes:
+def _quantize(model: bytes, job: Job, outputs: tuple[OutputSpec, ...], asked: Recipe) -> bytes:
     """Static quantization: int8 activations per tensor, int8 weights per channel, int8 input and outputs."""
     from ai_edge_quantizer import quantizer, recipe
 
-    static_int8 = recipe.static_wi8_ai8()
-    whole = "" if job.graph.task == "classify" else OUTPUT_PREFIX
+    from deploy.tflite_graph import with_float_outputs
+
+    static_int8 = recipe.static_wi8_ai8() + _left_in_float(model, job, asked)
+    whole = "" if asked.ranges == "minmax" else OUTPUT_PREFIX
     ranges = _joined_ranges(_measure_ranges(model, job, static_int8), whole)
     _fix_ranges(ranges, model, outputs)
     worker = quantizer.Quantizer(model, static_int8)
     result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    return bytes(result.quantized_model)
+    return with_float_outputs(bytes(result.quantized_model))
+
+
+def _left_in_float(model: bytes, job: Job, asked: Recipe) -> list[dict[str, Any]]:
+    """The part of the library's recipe that keeps the float layers' operations as they are."""
+    from deploy.layers import float_operations
+    from deploy.tflite_graph import tflite_operations
+
+    names = float_operations(tflite_operations(model, job.graph), asked.float_layers)
+    if not names:
+        return []
+    # An operation is known to the library by the names of its outputs, each with a semicolon after it.
+    regex = f"^(?:{'|'.join(map(re.escape, names))})$"
+    return [{"regex": regex, "operation": "*", "algorithm_key": "no_quantize", "op_config": {}}]
 
 
 def _measure_ranges(model: bytes, job: Job, quantization_recipe: Any) -> list[Ranges]:
@@ -108,11 +127,12 @@ def _joined_ranges(measured: list[Ranges], whole: str) -> dict[str, dict[str, An
 def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[OutputSpec, ...]) -> None:
     """Put in what is known beforehand of the input, the class outputs, the logits and the inputs of SiLU."""
     from deploy.graph import CLASS_LOGIT_FLOOR
+    from deploy.tflite_graph import silu_inputs
 
     # Pixels are 0..1 whatever the images: then the quantized input is pixel - 128.
     pixels = ranges[_details(model)[0][0]["name"]]
     pixels["min"], pixels["max"] = np.zeros_like(pixels["min"]), np.ones_like(pixels["max"])
-    for name in _silu_inputs(model):
+    for name in ranges.keys() & set(silu_inputs(model)):  # those that stay in float have no range
         ranges[name]["min"] = np.maximum(ranges[name]["min"], np.float32(SILU_INPUT_FLOOR))
     for output in outputs:
         if output.meaning == "class":  # the 255 steps are spent on scores that matter
@@ -123,21 +143,6 @@ def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[
             logits = ranges[output.name]
             margin = np.float32(LOGIT_HEADROOM) * (logits["max"] - logits["min"])
             logits["min"], logits["max"] = logits["min"] - margin, logits["max"] + margin
-
-
-def _silu_inputs(model: bytes) -> list[str]:
-    """Names of the tensors x of every x * sigmoid(x)."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    content = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
-    (graph,) = content.subgraphs
-    codes = [code.builtinCode for code in content.operatorCodes]
-    operators: dict[int, list[Any]] = {}
-    for one in graph.operators:
-        operators.setdefault(codes[one.opcodeIndex], []).append(one)
-    products = [set(one.inputs) for one in operators.get(schema.BuiltinOperator.MUL, [])]
-    gates = [(one.outputs[0], one.inputs[0]) for one in operators.get(schema.BuiltinOperator.LOGISTIC, [])]
-    return [graph.tensors[source].name.decode() for gate, source in gates if {gate, source} in products]
 
 
 def _halve(model: bytes) -> bytes:

@@ -217,7 +217,7 @@ def bundles(deployed_student: DeployedStudent, tmp_path_factory: pytest.TempPath
     def bundle(engine: str, precision: str) -> Path:
         out = root / f"{engine}-{precision}"
         if not out.exists():
-            flags = [] if precision == "fp32" else [f"--{precision}"]
+            flags = [f"--{precision}"] if precision in ("fp16", "int8") else ["--precision", precision]
             arguments = ["--student", str(deployed_student.run), "--out", str(out), "--max-drop", "100", *flags]
             with pytest.MonkeyPatch.context() as patch:
                 # Converting takes most of the time, and what comes out is the same for every precision of this student.

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("ultralytics", reason="making bundles needs the [train] extra")
 
-from deploy.bundle import ENGINES, PRECISIONS, Bundle
+from deploy.bundle import ENGINES, Bundle
 from deploy.errors import EngineError
 from deploy.graph import load_graph
 from deploy.runtime import Engine, letterbox, load_engine, read_image
@@ -25,11 +25,11 @@ from deploy.verify import TorchEngine
 CLOSE_ENOUGH = {"fp32": 1e-5, "fp16": 0.03, "int8": 0.3}
 
 # Options that choose other kernels or number formats, which round differently; all others change no bit.
-CHANGES_ROUNDING = ("graph_optimization", "inference_precision", "xnnpack")
+CHANGES_ROUNDING = ("graph_optimization", "inference_precision", "xnnpack", "winograd", "sgemm", "packing")
 ROUNDED_DIFFERENTLY = 0.1  # mean distance as above; of two unrelated tensors it is about 1
 
 
-@pytest.fixture(scope="module", params=[f"{engine}-{precision}" for engine in ENGINES for precision in PRECISIONS])
+@pytest.fixture(scope="module", params=[f"{engine}-{precision}" for engine in ENGINES for precision in CLOSE_ENOUGH])
 def bundle(request: pytest.FixtureRequest, bundles: Callable[[str, str], Path]) -> Bundle:
     return Bundle.open(bundles(*request.param.split("-")))
 
@@ -125,7 +125,9 @@ def test_the_models_own_tensors_say_the_same_numbers(bundle: Bundle, engine: Raw
         some = np.array([0, 1, len(cells) - 1])
         np.testing.assert_array_equal(raw.at(some), cells[some])
         least = float(np.median(cells.max(axis=1)))
-        np.testing.assert_array_equal(raw.above(least), np.flatnonzero(cells.max(axis=1) > np.float32(least)))
+        np.testing.assert_array_equal(
+            np.unique(raw.hits(least)[0]), np.flatnonzero(cells.max(axis=1) > np.float32(least))
+        )
     quantized = bundle.manifest.engine == "tflite" and bundle.manifest.precision == "int8"
     assert all((raw.values.dtype == np.int8) == quantized for raw in engine.run(pixels))
 
@@ -195,6 +197,10 @@ def _with_output(bundle: Bundle, **changes: object) -> Bundle:
     return Bundle(bundle.path, dataclasses.replace(bundle.manifest, outputs=outputs))
 
 
+def _other_layout(bundle: Bundle) -> str:
+    return {"NHWC": "NCHW", "NCHW": "NHWC"}[bundle.manifest.input.layout]
+
+
 def _with_input(bundle: Bundle, **changes: object) -> Bundle:
     spec = dataclasses.replace(bundle.manifest.input, **changes)
     return Bundle(bundle.path, dataclasses.replace(bundle.manifest, input=spec))
@@ -206,11 +212,8 @@ def _with_input(bundle: Bundle, **changes: object) -> Bundle:
         (lambda bundle: _with_output(bundle, name="nowhere"), "has the outputs .*, its manifest names 'nowhere'"),
         (lambda bundle: _with_output(bundle, stride=16), "has output .* of shape .*, its manifest says"),
         (lambda bundle: _with_input(bundle, name="nothing"), "has the inputs .*, its manifest names 'nothing'"),
-        (
-            lambda bundle: _with_input(bundle, height=64),
-            r"of shape \(1, 96, 96, 3\), its manifest says \(1, 64, 96, 3\)",
-        ),
-        (lambda bundle: _with_input(bundle, layout="NCHW"), r"its manifest says \(1, 3, 96, 96\)"),
+        (lambda bundle: _with_input(bundle, height=64), r"of shape \(1,.* 96, 96.*\), its manifest says \(1,.* 64, 96"),
+        (lambda bundle: _with_input(bundle, layout=_other_layout(bundle)), r"of shape .*, its manifest says \(1, "),
     ],
     ids=["output name", "output stride", "input name", "input height", "input layout"],
 )

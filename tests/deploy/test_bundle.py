@@ -37,6 +37,15 @@ def test_a_manifest_survives_writing_and_reading(tmp_path: Path) -> None:
     assert bundle.model_path.read_bytes() == b"model bytes"
 
 
+def test_a_manifest_of_before_quantization_was_recorded_still_opens(tmp_path: Path) -> None:
+    folder = _write_bundle(tmp_path / "b")
+    fields = json.loads((folder / "manifest.json").read_text())
+    assert (fields["schema"], fields.pop("quantization"), fields.pop("records")) == (2, None, {})
+    (folder / "manifest.json").write_text(json.dumps({**fields, "schema": 1}))
+    manifest = Bundle.open(folder).manifest
+    assert (manifest.schema, manifest.quantization, manifest.records) == (1, None, {})
+
+
 def test_a_changed_byte_is_refused_with_the_file_named(tmp_path: Path) -> None:
     folder = _write_bundle(tmp_path / "b")
     (folder / "model.onnx").write_bytes(b"model bytez")
@@ -56,7 +65,7 @@ def test_a_missing_model_file_is_refused(tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "schema 'list'"),
-        ('{"schema": 99}', "schema 99, this version reads 1"),
+        ('{"schema": 99}', "schema 99, this version reads 1 and 2"),
         ('{"schema": 1}', "incomplete"),
     ],
 )
@@ -91,10 +100,12 @@ def test_an_unknown_engine_is_answered_with_the_known_ones(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("precision", "int4", "precision is 'int4', expected one of fp32, fp16, int8"),
+        ("precision", "int4", "precision is 'int4', expected one of fp32, fp16, bf16, w8, dynamic, w8a16, int8"),
         ("task", "pose", "task is 'pose', expected one of detect, segment, classify"),
         ("task", "segment", r"outputs of stride 8 is .*, expected one 'box' and one 'class' and one 'mask'"),
         ("task", "classify", "reg_max is 16, expected 0 for a classifier"),
+        ("quantization", "all", "quantization is 'all', expected an object or null"),
+        ("records", {"repair": 3}, r"records is \{'repair': 3\}, expected names with objects"),
         ("files", ["model.onnx"], r"files is \['model.onnx'\], expected file names"),
         ("files", {"model.onnx": 5}, r"files is \{'model.onnx': 5\}, expected file names"),
         ("model_file", ["model.onnx"], "model_file is .*, expected a file name"),

@@ -23,7 +23,7 @@ pytest.importorskip("ultralytics", reason="deploying needs the [train] extra")
 import deploy.onnx
 import deploy.tflite
 from deploy import build
-from deploy.bundle import ENGINES, PRECISIONS, Bundle, sha256_file
+from deploy.bundle import ENGINES, Bundle, sha256_file
 from deploy.cli import run_command, whole_folder
 from deploy.command import run_target
 from deploy.runtime import Detector
@@ -31,6 +31,8 @@ from deploy.runtime.options import OPTIONS
 from deploy.target import Compiled, Job, Target
 
 Main = Callable[[list[str]], int]
+
+PRECISIONS = ("fp32", "fp16", "int8")  # what every target has
 
 
 @pytest.fixture(params=ENGINES)

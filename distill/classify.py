@@ -22,7 +22,7 @@ try:
     from distill.classification.settings import parse_settings
     from distill.classification.sources import SOURCES, open_data
     from distill.classification.training import new_run, resumable, resume_run
-    from distill.console import log_to_stderr
+    from distill.command import new_run_folder, run_command, say_next
     from distill.errors import DistillError
     from distill.losses import CLASS_LOSSES, parse_class_losses
 except ModuleNotFoundError as missing:
@@ -42,28 +42,17 @@ _DEFAULTS: Final[dict[str, Any]] = {
 #: Flags that a resumed run has from its recipe.
 _FIXED: Final = ("teacher", "method", "imgsz", "losses", "temperature", "balance", "set", "out", *_DEFAULTS)
 _EXTRACTIVE: Final = "extractive is second hand, not from its paper: not a reproduction"
-_NEXT: Final = "python -m deploy.tflite --int8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
     args = _parser().parse_args(argv)
     run = _Run(args)
-    try:
-        with log_to_stderr(), joined(args.device) as processes:
-            described = run(processes)
-    except (DistillError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted{run.how_to_continue()}\n")
-        return 130
-    if processes.first:
-        _report(described, as_json=args.json)
-        folder = args.out or args.resume
-        student = "" if folder is None else f" --student {shlex.quote(str(folder))}"
-        sys.stderr.write(f"next: {_NEXT}{student}\n")
-    return 0
+    code = run_command(run, run.how_to_continue)
+    if run.described is not None:
+        _report(run.described, as_json=args.json)
+        say_next(args)
+    return code
 
 
 class _Run:
@@ -72,9 +61,15 @@ class _Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._out: Path | None = None
+        self.described: Path | None = None
 
-    def __call__(self, processes: Processes) -> Path:
-        """Start or resume; return the path of ``student.json``."""
+    def __call__(self) -> None:
+        """Start or resume; sets ``described``, the path of ``student.json``, in the process that reports it."""
+        with joined(self._args.device) as processes:
+            described = self._train(processes)
+        self.described = described if processes.first else None
+
+    def _train(self, processes: Processes) -> Path:
         args = self._args
         if args.resume is not None:
             if given := next((name for name in _FIXED if getattr(args, name) is not None), None):
@@ -82,7 +77,8 @@ class _Run:
             self._out = args.resume
             return resume_run(args.resume, processes, workers=args.workers)
         recipe, data = _new_recipe(args, processes)
-        self._out = processes.agree(_new_folder(args.out, recipe.student))
+        stem = Path(recipe.student.replace(":", "-")).stem
+        self._out = processes.agree(new_run_folder(args.out, stem))
         return new_run(recipe, data, self._out, processes, workers=args.workers)
 
     def how_to_continue(self) -> str:
@@ -131,20 +127,6 @@ def natural_size(data: ImageFolder) -> int:
     except OSError as error:
         raise DistillError(f"{data.train.files[0]} cannot be read as an image: replace or remove it") from error
     return side if side <= 64 else 224
-
-
-def _new_folder(out: Path | None, student: str) -> Path:
-    """The run folder: ``--out`` as given, else the first free ``runs/distill/STEM``, ``STEM-2``, ..."""
-    if out is not None:
-        if out.exists():
-            raise DistillError(f"--out {out} exists and is never overwritten: give another folder, or --resume it")
-        return out
-    first = Path("runs") / "distill" / Path(student.replace(":", "-")).stem
-    number, folder = 1, first
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
-    return folder
 
 
 def _report(described: Path, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 try:
     from distill.arguments import at_least, number_within
-    from distill.console import log_to_stderr
+    from distill.command import new_run_folder, run_command, say_next
     from distill.data import DataSet, open_data_set
     from distill.errors import DistillError
     from distill.losses import DEFAULT_LOSSES, LOSSES, parse_losses
@@ -39,29 +39,17 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "device": "",
     "workers": 8,
 }
-_NEXT: Final = "python -m deploy.tflite --int8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     run = _Run(args)
-    try:
-        with log_to_stderr():
-            described = run()
-    except (DistillError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted{run.how_to_continue()}\n")
-        return 130
-    _report(described, as_json=args.json)
-    # What lies outside runs/ is not found as the newest student.
-    folder = args.out or args.resume
-    student = "" if folder is None else f" --student {shlex.quote(str(folder))}"
-    sys.stderr.write(f"next: {_NEXT}{student}\n")
-    return 0
+    code = run_command(run, run.how_to_continue)
+    if run.described is not None:
+        _report(run.described, as_json=args.json)
+        say_next(args)
+    return code
 
 
 class _Run:
@@ -70,18 +58,19 @@ class _Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._out: Path | None = None
+        self.described: Path | None = None
 
-    def __call__(self) -> Path:
-        """Start or resume; return the path of ``student.json``."""
-        if self._args.resume is not None:
-            self._out = self._args.resume
-            _refuse_other_values(self._args, read_recipe(self._out))
-            return resume_run(
-                self._out, teacher=self._args.teacher, device=self._args.device, workers=self._args.workers
-            )
-        recipe, data = _new_recipe(self._args)
-        self._out = _new_folder(self._args.out, Path(recipe.student).stem)
-        return new_run(recipe, data, self._out)
+    def __call__(self) -> None:
+        """Start or resume; sets ``described``, the path of ``student.json``."""
+        args = self._args
+        if args.resume is not None:
+            self._out = args.resume
+            _refuse_other_values(args, read_recipe(args.resume))
+            self.described = resume_run(args.resume, teacher=args.teacher, device=args.device, workers=args.workers)
+            return
+        recipe, data = _new_recipe(args)
+        self._out = new_run_folder(args.out, Path(recipe.student).stem)
+        self.described = new_run(recipe, data, self._out)
 
     def how_to_continue(self) -> str:
         """The end of the sentence that begins with ``interrupted``."""
@@ -111,20 +100,6 @@ def _new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
         data_sha256=data.train_sha256,
     )
     return recipe, data
-
-
-def _new_folder(out: Path | None, stem: str) -> Path:
-    """The run folder: ``--out`` as given, else the first free ``runs/distill/STEM``, ``STEM-2``, ..."""
-    if out is not None:
-        if out.exists():
-            raise DistillError(f"--out {out} exists and is never overwritten: give another folder, or --resume it")
-        return out
-    first = Path("runs") / "distill" / stem
-    number, folder = 1, first
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{stem}-{number}")
-    return folder
 
 
 def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ from distill.classification.study_page import eskd_page, methods_page, takd_page
 from distill.classification.study_section import write_section
 from distill.classification.study_tasks import Task, plain_teacher, run_tasks, teacher_folder
 from distill.classify import natural_size
-from distill.console import log_to_stderr
+from distill.command import run_command
 from distill.errors import DistillError
 
 __all__ = ["Study", "main"]
@@ -101,17 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; return 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
-    try:
-        with log_to_stderr():
-            _run(args, argv)
-    except (DistillError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on where it stopped\n")
-        return 130
-    sys.stdout.write(f"{args.report}\n")
-    return 0
+    code = run_command(lambda: _run(args, argv), lambda: ": the same command goes on where it stopped")
+    if code == 0:
+        sys.stdout.write(f"{args.report}\n")
+    return code
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -157,15 +150,14 @@ def _takd_phases(study: Study, _: Sequence[str]) -> Iterator[list[Task]]:
 
 def eskd_task(study: Study, epoch: int, seed: int) -> Task:
     """A student of the teacher as it was after an epoch."""
-    recipe = replace(study.seeded(seed), method="kd", teachers=(study.trained(study.teachers[0], seed),))
-    return Task(f"kd-of-epoch-{epoch}-s{seed}", recipe, teacher_epoch=epoch)
+    task = direct_task(study, study.teachers[0], seed)
+    return replace(task, key=f"kd-of-epoch-{epoch}-s{seed}", teacher_epoch=epoch)
 
 
 def direct_task(study: Study, name: str, seed: int) -> Task:
     """A student of one teacher."""
-    return Task(
-        f"kd-of-{name}-s{seed}", replace(study.seeded(seed), method="kd", teachers=(study.trained(name, seed),))
-    )
+    recipe = replace(study.seeded(seed), method="kd", teachers=(study.trained(name, seed),))
+    return Task(f"kd-of-{name}-s{seed}", recipe)
 
 
 def chain_task(study: Study, number: int, seed: int) -> Task:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.classes_file import ClassesFile
-from bench.samples import small_jpeg
+from bench.samples import over_the_first_images, small_jpeg
 from deploy.errors import DatasetError
 from deploy.runtime import read_image
 
@@ -54,12 +54,7 @@ def draw_mistakes(files: Sequence[tuple[str, ClassesFile]], count: int = COUNT) 
     if not files:
         return [], []
     images = files[0][1].images
-    alike = [(name, file) for name, file in files if file.images == images]
-    notes = [
-        f"no mistakes of {name}: it was scored on other images than {files[0][0]}"
-        for name, file in files
-        if file.images != images
-    ]
+    alike, notes = over_the_first_images(files, "mistakes")
     sureness = np.mean([_wrong_score(file) for _, file in alike], axis=0)
     mistakes: list[Mistake] = []
     for index in np.argsort(-sureness, kind="stable").tolist():

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.arrays_file import named_arrays, read_arrays, write_arrays
 from bench.errors import BenchError
 from bench.wire import TopClasses
 
@@ -66,20 +63,13 @@ def write_classes(
     for row, one in enumerate(found):
         class_ids[row, : len(one.class_ids)] = one.class_ids
         scores[row, : len(one.scores)] = one.scores
-    arrays: dict[str, NDArray[Any]] = {
-        "image_paths": np.array([os.path.abspath(image) for image in images], np.str_),  # noqa: PTH100 (keeps links)
-        "class_names": np.array(list(class_names), np.str_),
+    arrays = {
+        **named_arrays(images, class_names),
         "class_ids": class_ids,
         "scores": scores,
         "truth": np.asarray(truth, np.int64),
     }
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_arrays(path, arrays)
 
 
 def read_classes(path: Path) -> ClassesFile:
@@ -88,13 +78,7 @@ def read_classes(path: Path) -> ClassesFile:
     Raises:
         BenchError: no such file, not an npz archive, an array missing or malformed.
     """
-    if not path.is_file():
-        raise BenchError(f"no classes at {path}: run python bench/run.py with an image-folder --data")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _KINDS}
-    except (TypeError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise BenchError(f"{path} is not a classes file ({error}): run the bench again") from error
+    arrays = read_arrays(path, "classes", "an image-folder", tuple(_KINDS))
     wrong = [name for name, kinds in _KINDS.items() if not arrays[name].ndim or arrays[name].dtype.kind not in kinds]
     if wrong:
         met = ", ".join(f"{name} of {arrays[name].dtype} {arrays[name].shape}" for name in wrong)

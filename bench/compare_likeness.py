@@ -48,6 +48,10 @@ def _in(where: str, key: str) -> Callable[[Result], Any]:
     return lambda result: getattr(result, where).get(key)
 
 
+def _fields(where: str, *keys: str, prefix: str = "") -> list[Field]:
+    return [Field(f"{prefix}{key}", _in(where, key)) for key in keys]
+
+
 def _state(key: str) -> Callable[[Result], Any]:
     return lambda result: _mapping(result.machine.get("before")).get(key)
 
@@ -66,22 +70,10 @@ FIELDS: tuple[Field, ...] = (
     Field("library", lambda result: f"{result.executed.get('library')} {result.executed.get('version')}"),
     Field("threads", _in("protocol", "threads")),
     Field("data", _data),
-    Field("timed_images", _in("protocol", "timed_images")),
-    Field("warmup", _in("protocol", "warmup")),
-    Field("conf", _in("protocol", "conf")),
-    Field("iou", _in("protocol", "iou")),
-    Field("max_det", _in("protocol", "max_det")),
-    Field("top_k", _in("protocol", "top_k")),
-    Field("accuracy", _in("protocol", "accuracy")),
+    *_fields("protocol", "timed_images", "warmup", "conf", "iou", "max_det", "top_k", "accuracy"),
     Field("resizer", lambda result: "OpenCV" if "opencv" in result.tools else "numpy or Pillow"),
-    Field("machine.model", _in("machine", "model")),
-    Field("machine.processor", _in("machine", "processor")),
-    Field("machine.architecture", _in("machine", "architecture")),
-    Field("machine.pointer_bits", _in("machine", "pointer_bits")),
-    Field("machine.cores", _in("machine", "cores")),
-    Field("machine.cpu_flags", _in("machine", "cpu_flags")),
-    Field("machine.memory_bytes", _in("machine", "memory_bytes")),
-    Field("machine.page_bytes", _in("machine", "page_bytes")),
+    *_fields("machine", "model", "processor", "architecture", "pointer_bits", "cores", "cpu_flags", prefix="machine."),
+    *_fields("machine", "memory_bytes", "page_bytes", prefix="machine."),
     Field("machine.max_frequency_hz", _state("max_frequency_hz")),
     Field("machine.governor", _state("governor")),
     Field("machine.emulated", _in("machine", "emulated")),
@@ -92,11 +84,9 @@ _REMARKED: tuple[Field, ...] = (
     Field("bundle", lambda result: f"{result.bundle.get('name')} ({str(result.bundle.get('sha256'))[:12]})"),
     Field("device", lambda result: result.device),
     Field("model_cache", _in("executed", "model_cache")),
-    Field("system", _in("machine", "system")),
-    Field("kernel", _in("machine", "kernel")),
-    Field("min_seconds", _in("protocol", "min_seconds")),
-    Field("min_samples", _in("protocol", "min_samples")),
-    *(Field(tool, _in("tools", tool)) for tool in ("python", "numpy", "pillow", "opencv")),
+    *_fields("machine", "system", "kernel"),
+    *_fields("protocol", "min_seconds", "min_samples"),
+    *_fields("tools", "python", "numpy", "pillow", "opencv"),
 )
 
 

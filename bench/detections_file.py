@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.accuracy import DetectionsLike, ImageDetections, ImageTruth
+from bench.arrays_file import named_arrays, read_arrays, write_arrays
 from bench.errors import BenchError
 
 
@@ -62,8 +60,7 @@ def write_detections(
         if entries is not None and len(entries) != len(images):
             raise BenchError(f"{len(images)} images but {what} for {len(entries)}: give one entry per image")
     arrays: dict[str, NDArray[Any]] = {
-        "image_paths": np.array([os.path.abspath(image) for image in images], np.str_),  # noqa: PTH100 (keeps links)
-        "class_names": np.array(list(class_names), np.str_),
+        **named_arrays(images, class_names),
         "image_index": _index([len(entry.scores) for entry in detections]),
         "boxes_xyxy": _joined([entry.boxes_xyxy for entry in detections], np.float32, 4),
         "scores": _joined([entry.scores for entry in detections], np.float32),
@@ -73,13 +70,7 @@ def write_detections(
         arrays["truth_image_index"] = _index([len(entry.class_ids) for entry in truths])
         arrays["truth_boxes_xyxy"] = _joined([entry.boxes_xyxy for entry in truths], np.float64, 4)
         arrays["truth_class_ids"] = _joined([entry.class_ids for entry in truths], np.int32)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_arrays(path, arrays)
 
 
 def read_detections(path: Path) -> DetectionsFile:
@@ -88,13 +79,7 @@ def read_detections(path: Path) -> DetectionsFile:
     Raises:
         BenchError: no such file, not an npz archive, an array missing or malformed.
     """
-    if not path.is_file():
-        raise BenchError(f"no detections at {path}: run python bench/run.py with labelled --data")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (TypeError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise BenchError(f"{path} is not a detections file ({error}): run the bench again") from error
+    arrays = read_arrays(path, "detections", "labelled")
     try:
         images = tuple(str(image) for image in arrays["image_paths"])
         found = _split(arrays, "image_index", ("boxes_xyxy", "scores", "class_ids"), len(images), path)

@@ -7,12 +7,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.accuracy import ImageDetections, ImageTruth
+from bench.classes_file import ClassesFile
 from bench.detections_file import DetectionsFile
 from bench.matching import true_positives
 from deploy.errors import DatasetError
@@ -23,6 +24,8 @@ SHOWN_SCORE = 0.25
 SHOWN_IOU = 0.5
 _TILE = 560  # px of the longer side
 _QUALITY = 72
+
+_File = TypeVar("_File", DetectionsFile, ClassesFile)
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,7 @@ def draw_samples(files: Sequence[tuple[str, DetectionsFile]], count: int = 5) ->
     if not files:
         return [], []
     images = files[0][1].images
-    alike = [(name, file) for name, file in files if file.images == images]
-    notes = [
-        f"no sample images of {name}: it was scored on other images than {files[0][0]}"
-        for name, file in files
-        if file.images != images
-    ]
+    alike, notes = over_the_first_images(files, "sample images")
     samples: list[Sample] = []
     unreadable = 0
     for index, why in _ranking(alike):
@@ -124,6 +122,14 @@ def outcome(detections: ImageDetections, truth: ImageTruth) -> Outcome:
     shown = _shown(detections)
     right = int(true_positives(shown, truth, SHOWN_IOU).sum())
     return Outcome(right, len(shown.scores) - right, len(truth.class_ids) - right)
+
+
+def over_the_first_images(files: Sequence[tuple[str, _File]], shown: str) -> tuple[list[tuple[str, _File]], list[str]]:
+    """The files over the same images as the first, and one line for each other: nothing `shown` of it."""
+    images = files[0][1].images
+    alike = [(name, file) for name, file in files if file.images == images]
+    others = [name for name, file in files if file.images != images]
+    return alike, [f"no {shown} of {name}: it was scored on other images than {files[0][0]}" for name in others]
 
 
 def small_jpeg(image: NDArray[np.uint8]) -> tuple[str, int, int]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from bench.accuracy import ImageTruth, paired_bootstrap, score
 from bench.errors import BenchError
 from bench.machine import machine_facts
+from bench.studies.page_file import refuse_existing, write_page
 from bench.studies.peers import (
     EXPORT_FORMATS,
     calibration_as_val,
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _study(arguments: argparse.Namespace) -> int:
+    refuse_existing(arguments.out)
     student = find_student(arguments.weights)
     dataset = load_dataset(arguments.data, "val")
     images = [read_image(image.path) for image in dataset.images]
@@ -100,12 +102,7 @@ def _study(arguments: argparse.Namespace) -> int:
         rows = _rows(arguments, student, images, Path(folder))
         upstream = _ultralytics_val(arguments, Path(folder))
     text = _document(arguments, dataset, rows, truths, upstream)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text, encoding="utf-8")
-        sys.stdout.write(f"{arguments.out}\n")
-    else:
-        sys.stdout.write(text)
+    write_page(text, arguments.out)
     return 0
 
 

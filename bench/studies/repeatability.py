@@ -18,6 +18,7 @@ from bench.compare import percent
 from bench.compare_sides import load_side
 from bench.errors import BenchError
 from bench.rows import Row
+from bench.studies.page_file import refuse_existing, write_page
 from bench.studies.repeatability_gate import accuracy_gate, gate_rates
 from bench.studies.repeatability_page import page
 from deploy.cli import log, positive_whole_number, run_command
@@ -55,20 +56,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _study(arguments: argparse.Namespace, command: str) -> int:
-    if arguments.out is not None and arguments.out.exists():
-        raise BenchError(f"{arguments.out} already exists: choose another --out or remove it")
+    refuse_existing(arguments.out)
     if arguments.runs < 3:
         raise BenchError(f"{arguments.runs} runs tell of no spread: give --runs 3 or more (10 is usual)")
     plain, slowed = _measured(arguments)
     rates = gate_rates(plain, slowed)
     accuracy = accuracy_gate(plain, arguments.work / "injected")
     text = page(plain, slowed, rates, accuracy, arguments.slowdown, command)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text, encoding="utf-8")
-        log(f"written: {arguments.out}")
-    else:
-        sys.stdout.write(text)
+    write_page(text, arguments.out)
     log(f"next: python -m bench.compare {arguments.work / 'plain'} {arguments.work / 'slowed'} --paired --gate")
     return 0
 

@@ -44,6 +44,7 @@ _ENGINE_PACKAGES = {
     "onnx": ("onnxruntime",),
     "openvino": ("openvino",),
     "tflite": ("ai-edge-litert", "tflite-runtime"),
+    "ncnn": ("ncnn",),
 }
 _OLDEST_PYTHON = (3, 11)
 

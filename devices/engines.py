@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from devices.errors import DeviceError
 
-ENGINES = ("onnx", "openvino", "tflite")
+ENGINES = ("onnx", "openvino", "tflite", "ncnn")
 _COMMON = ("numpy>=1.23", "pillow>=10.1")
 
 
@@ -28,6 +28,7 @@ class Recipe:
 _ONNX = Recipe("onnxruntime", ("onnxruntime>=1.19", *_COMMON), 190_000_000)
 _OPENVINO = Recipe("openvino", ("openvino>=2024.0", *_COMMON), 300_000_000)
 _LITERT = Recipe("ai-edge-litert", ("ai-edge-litert>=2.2", *_COMMON), 185_000_000)
+_NCNN = Recipe("ncnn", ("ncnn>=1.0.20261020", *_COMMON), 130_000_000)
 # Its last release, 2.14, was built against numpy 1.
 _TFLITE_RUNTIME = Recipe("tflite-runtime", ("tflite-runtime>=2.14", "numpy>=1.23,<2", "pillow>=10.1"), 130_000_000)
 
@@ -55,4 +56,4 @@ def recipes(engine: str, machine: str) -> tuple[Recipe, ...]:
 
 
 def _for_64_bit(engine: str) -> tuple[Recipe, ...]:
-    return {"onnx": (_ONNX,), "openvino": (_OPENVINO,), "tflite": (_LITERT, _TFLITE_RUNTIME)}[engine]
+    return {"onnx": (_ONNX,), "openvino": (_OPENVINO,), "tflite": (_LITERT, _TFLITE_RUNTIME), "ncnn": (_NCNN,)}[engine]

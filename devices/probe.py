@@ -25,6 +25,7 @@ PACKAGES = {
     "openvino": "openvino",
     "ai-edge-litert": "ai_edge_litert",
     "tflite-runtime": "tflite_runtime",
+    "ncnn": "ncnn",
 }
 MARK = "edge-distill facts: "  # a login script may write before us
 

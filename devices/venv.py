@@ -39,6 +39,9 @@ if engine == "onnx":
 elif engine == "openvino":
     import openvino
     package, found = "openvino", openvino.Core().available_devices
+elif engine == "ncnn":
+    import ncnn
+    package, found = "ncnn", [ncnn.Net.__name__]
 elif importlib.util.find_spec("ai_edge_litert"):
     from ai_edge_litert.interpreter import Interpreter
     package, found = "ai-edge-litert", [Interpreter.__name__]

@@ -22,6 +22,7 @@ _MODULES = {
     "onnx": "deploy.runtime.engines.onnx",
     "openvino": "deploy.runtime.engines.openvino",
     "tflite": "deploy.runtime.engines.tflite",
+    "ncnn": "deploy.runtime.engines.ncnn",
 }
 
 MAX_THREADS_PER_PROCESSOR = 4  # more than this is a slip of the keyboard, and starting them may never end

@@ -56,12 +56,24 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "inference_precision": Option(
             "bundle",
             ("bundle", "f32", "bf16", "f16"),
-            help="what layers that are not quantized are computed in; bundle: f16 for an fp16 bundle, else f32",
+            help="what layers that are not quantized are computed in; bundle: f16 or bf16 for such a bundle, else f32",
         ),
         "model_cache": Option(True, _BOOL, help="keep the compiled model on disk for the next load"),
     },
     "tflite": {
         "xnnpack": Option(True, _BOOL, help="run by XNNPACK, not by the library's reference kernels"),
+    },
+    "ncnn": {
+        "inference_precision": Option(
+            "bundle",
+            ("bundle", "f32", "bf16", "f16"),
+            help="what layers that are not quantized are computed in; bundle: f16 for an fp16 bundle, else f32",
+        ),
+        "winograd": Option(True, _BOOL, help="3x3 convolutions by Winograd's algorithm: fewer products, more memory"),
+        "sgemm": Option(True, _BOOL, help="other convolutions as matrix products"),
+        "packing": Option(True, _BOOL, help="channels side by side in memory, as vector instructions want them"),
+        "light_mode": Option(True, _BOOL, help="free each tensor once it is read: less memory"),
+        "block_time_ms": Option(20, help="how long threads wait for work in a busy loop: faster, and warmer"),
     },
 }
 

@@ -133,13 +133,13 @@ def class_pair(student: Classifier, teacher: Layers, train_size: int) -> ClassPa
     """The sizes by which losses build their layers; of both networks as many maps as the shallower has, deepest."""
     maps = min(len(student.layers.channels), len(teacher.channels))
     head = student.network.get_submodule(student.layers.head)
-    assert isinstance(head, nn.Linear)  # found as one
+    assert isinstance(head, nn.Linear | nn.Conv2d)  # found as one; outputs are the first axis of either's weight
     return ClassPair(
         student_channels=student.layers.channels[len(student.layers.channels) - maps :],
         teacher_channels=teacher.channels[len(teacher.channels) - maps :],
         student_dim=student.layers.dim,
         teacher_dim=teacher.dim,
-        classes=head.out_features // student.subclasses,
+        classes=head.weight.shape[0] // student.subclasses,
         train_size=train_size,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import urllib.error
@@ -111,8 +112,7 @@ def _timm(name: str, outputs: int, pretrained: bool) -> tuple[nn.Module, dict[st
     if importlib.util.find_spec("timm") is None:
         instead = ", or take torchvision's resnet50 (V1.5: not pre-activated)" if name == "resnetv2_50" else ""
         raise DistillError(f"timm:{name} needs timm, which is not installed: pip install timm{instead}")
-    import timm  # type: ignore[import-not-found,unused-ignore]
-
+    timm: Any = importlib.import_module("timm")
     if not timm.is_model(name):
         raise DistillError(
             f"timm has no network {name!r}: python -c 'import timm; print(timm.list_models())' lists them"
@@ -123,7 +123,7 @@ def _timm(name: str, outputs: int, pretrained: bool) -> tuple[nn.Module, dict[st
         raise DistillError(
             f"the published weights of timm:{name} could not be downloaded ({error}): drop pretrained"
         ) from error
-    config = timm.data.resolve_data_config(model=network)
+    config: dict[str, Any] = timm.data.resolve_data_config(model=network)
     return network, {"mean": tuple(config["mean"]), "std": tuple(config["std"])}
 
 

@@ -25,7 +25,8 @@ class Layers:
         maps: modules that put out the last feature map of each resolution, finest first; at most the last four
             resolutions.
         channels: channels of each.
-        head: the last linear layer; its input is the embedding.
+        head: the last linear layer, or a 1x1 convolution of a pooled map in its place (timm's ResNetV2); its input is
+            the embedding.
         dim: width of the embedding.
         positions: 1; where the head reads a flattened map, how many positions that has. The embedding is then the
             mean over them: a map of 512 x 8 x 8 has 32,768 numbers, whose relations nobody could afford to compare.
@@ -46,10 +47,15 @@ def find_layers(network: nn.Module, example: Tensor) -> Layers:
     """
     seen: dict[tuple[int, ...], tuple[str, int]] = {}  # (height, width): name, channels
     linear: list[tuple[str, int]] = []
+    pooled: list[tuple[str, int]] = []  # the layer so far without anything but a reshaping behind it
 
     def look(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, nn.Linear) and inputs[0].ndim == 2:
             linear.append((name, module.in_features))
+        if isinstance(module, nn.Conv2d) and inputs[0].shape[2:].numel() == 1:
+            pooled[:] = [(name, module.in_channels)]
+        elif not any(module.children()) and not isinstance(module, nn.Flatten | nn.Identity):
+            pooled.clear()
         if isinstance(output, Tensor) and _is_map(output, example):
             seen.pop(tuple(output.shape[2:]), None)  # the last of its resolution, in the order of the pass
             seen[tuple(output.shape[2:])] = (name, output.shape[1])
@@ -67,12 +73,13 @@ def find_layers(network: nn.Module, example: Tensor) -> Layers:
         network.train(training)
         for handle in handles:
             handle.remove()
-    if not linear:
+    heads = pooled or linear
+    if not heads:
         raise DistillError(
             f"{type(network).__name__} ends in no linear layer: choose a network with a linear classifier"
         )
     maps = list(seen.values())[-_MOST_MAPS:]
-    head, inputs = linear[-1]
+    head, inputs = heads[-1]
     sizes = [(channels, height * width) for (height, width), (_, channels) in seen.items()]
     positions = sizes[-1][1] if sizes and sizes[-1][0] * sizes[-1][1] == inputs else 1
     return Layers(tuple(n for n, _ in maps), tuple(c for _, c in maps), head, inputs // positions, positions)
@@ -104,10 +111,10 @@ def tapped(network: nn.Module, layers: Layers) -> Iterator[dict[str, Tensor]]:
         return lambda module, inputs, output: found.__setitem__(name, output)
 
     def keep_head(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        embedding = inputs[0]
+        embedding = inputs[0].flatten(1)
         if layers.positions > 1:
             embedding = embedding.reshape(len(embedding), layers.dim, layers.positions).mean(dim=2)
-        found["embedding"], found["logits"] = embedding, output
+        found["embedding"], found["logits"] = embedding, output.flatten(1)
 
     handles = [network.get_submodule(name).register_forward_hook(keep_map(name)) for name in layers.maps]
     handles.append(network.get_submodule(layers.head).register_forward_hook(keep_head))

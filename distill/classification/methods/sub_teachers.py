@@ -64,9 +64,8 @@ class SubTeachers:
             answer = self._teacher(batch)
         finally:
             handle.remove()
-        logits = [
-            classifier.class_logits(head(F.dropout(inputs[0].float(), self._dropout))) for _ in range(self._count)
-        ]
+        drawn = [head(F.dropout(inputs[0].float(), self._dropout)).flatten(1) for _ in range(self._count)]
+        logits = [classifier.class_logits(raw) for raw in drawn]
         return replace(answer, logits=combine_probabilities(logits, self._temperature))
 
     @contextmanager

@@ -16,7 +16,7 @@ from distill.classification.augment import Augmentation  # noqa: E402
 from distill.classification.classifier import Classifier  # noqa: E402
 from distill.classification.course import CourseCnn  # noqa: E402
 from distill.classification.folders import open_image_folder  # noqa: E402
-from distill.classification.learner import Lesson, Taught, total  # noqa: E402
+from distill.classification.learner import Lesson, Taught, class_pair, total  # noqa: E402
 from distill.classification.lessons import Answers, Batch, FrozenTeacher, Precision, TrainingImages  # noqa: E402
 from distill.classification.methods.ensembles import FeatureTaught  # noqa: E402
 from distill.classification.methods.sftn import FriendlyTeacher  # noqa: E402
@@ -102,6 +102,36 @@ def test_the_embedding_of_a_flattened_map_is_its_mean_over_positions() -> None:
     found = classifier.activations(torch.rand(2, 3, 16, 16), none, none)
     assert found.embedding.shape == (2, 12)
     torch.testing.assert_close(found.embedding, found.feats[-1].mean(dim=(2, 3)))
+
+
+def test_a_head_that_is_a_1x1_convolution_of_a_pooled_map_is_found() -> None:
+    """As timm's ResNetV2 ends; the squeeze of an excitation is one too, but not the last."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, stride=2, padding=1),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Conv2d(6, 6, 1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(6, 3, 1),
+        torch.nn.Flatten(),
+    )
+    classifier = Classifier(network, "own", height=16, width=16)
+    assert classifier.layers.head == "4"
+    images, none = torch.rand(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)
+    found = classifier.activations(images, none, none)
+    assert found.embedding.shape == (2, 6)
+    torch.testing.assert_close(found.logits, classifier(images))
+    network.append(torch.nn.ReLU())  # now its outputs are no logits
+    with pytest.raises(DistillError, match="ends in no linear layer"):
+        Classifier(network, "own", height=16, width=16)
+
+
+def test_resnet50v2_of_timm_is_the_published_network_and_can_be_learned_from() -> None:
+    pytest.importorskip("timm", reason="resnet50v2 is timm's")
+    classifier = build_classifier("resnet50v2", classes=2, height=64, width=64)
+    assert classifier.parameter_count() == 23_504_450
+    assert classifier.layers.head == "head.fc"
+    assert classifier.layers.dim == 2048
+    assert class_pair(classifier, classifier.layers, 8).classes == 2
 
 
 def test_a_student_with_subclasses_is_published_with_one_logit_per_class() -> None:

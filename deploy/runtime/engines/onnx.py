@@ -45,15 +45,10 @@ class OnnxEngine:
     def __init__(self, bundle: Bundle, threads: int, options: Options) -> None:
         try:
             import onnxruntime
-            from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
         except ImportError as error:
             raise not_installed(bundle, "onnxruntime", error) from error
         cache = _cache(bundle, str(onnxruntime.__version__), options)
-        # What ONNX Runtime raises has no common root but Exception; these are what a model can make it raise.
-        refused = (
-            *(getattr(ort_errors, name) for name in _REFUSALS if hasattr(ort_errors, name)),
-            RuntimeError,
-        )
+        refused = refusals()
         try:
             self._session = _open_session(onnxruntime, bundle.model_path, cache, threads, options, refused)
         except refused as error:
@@ -149,7 +144,7 @@ def _open_session(
 ) -> Any:
     """A session on the optimised graph of last time, or on the model, whose optimised graph is kept."""
     providers = ["CPUExecutionProvider"]
-    settings = _session_options(onnxruntime, threads, options)
+    settings = session_settings(onnxruntime, threads, options)
     kept = cache.find() if cache else None
     if cache and kept:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
@@ -157,7 +152,7 @@ def _open_session(
             return onnxruntime.InferenceSession(str(kept), settings, providers=providers)
         except refused:
             cache.discard(kept)
-            settings = _session_options(onnxruntime, threads, options)
+            settings = session_settings(onnxruntime, threads, options)
     new = cache.new_file() if cache else None
     if cache and new:
         settings.optimized_model_filepath = str(new)
@@ -165,14 +160,22 @@ def _open_session(
             session = onnxruntime.InferenceSession(str(model), settings, providers=providers)
         except refused:
             cache.drop(new)  # whose fault it is, the model's or the folder's, the next attempt tells
-            settings = _session_options(onnxruntime, threads, options)
+            settings = session_settings(onnxruntime, threads, options)
         else:
             cache.keep(new)
             return session
     return onnxruntime.InferenceSession(str(model), settings, providers=providers)
 
 
-def _session_options(onnxruntime: Any, threads: int, options: Options) -> Any:
+def refusals() -> tuple[type[Exception], ...]:
+    """What a model can make ONNX Runtime raise: its errors have no common root but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    return (*(getattr(errors, name) for name in _REFUSALS if hasattr(errors, name)), RuntimeError)
+
+
+def session_settings(onnxruntime: Any, threads: int, options: Options) -> Any:
+    """ONNX Runtime's `SessionOptions` for the engine's options."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1

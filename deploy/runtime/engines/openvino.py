@@ -17,7 +17,7 @@ from deploy.runtime.options import Options
 from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_input, takes_pixels
 
 # Left alone, OpenVINO runs a float model in bf16 on x86 with AMX and in fp16 on ARM: say what is meant.
-_PRECISION_HINTS = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
+_PRECISION_HINTS = {"fp16": "f16", "bf16": "bf16"}  # of the layers that are not quantized; f32 for all others
 
 
 def load(bundle: Bundle, threads: int, options: Options) -> OpenvinoEngine:
@@ -33,16 +33,8 @@ class OpenvinoEngine:
             import openvino
         except ImportError as error:
             raise not_installed(bundle, "openvino", error) from error
-        asked = options["inference_precision"]
-        if asked == "bundle":
-            asked = _PRECISION_HINTS[bundle.manifest.precision]
         version = str(openvino.__version__).split("-")[0]
-        config = {
-            "PERFORMANCE_HINT": str(options["hint"]).upper(),
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": options["streams"],
-            "INFERENCE_PRECISION_HINT": asked,
-        }
+        config = settings(bundle, threads, options)
         cache = _cache(bundle, version, config) if options["model_cache"] else None
         try:
             compiled = _compiled(openvino.Core(), bundle.model_path, cache, config)
@@ -64,7 +56,7 @@ class OpenvinoEngine:
             "version": version,
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
             "precision_asked": bundle.manifest.precision,
-            "precision_hint_asked": asked,
+            "precision_hint_asked": config["INFERENCE_PRECISION_HINT"],
             "precision_hint_executed": str(getattr(executed, "to_string", lambda: executed)()),
             "streams_executed": int(compiled.get_property("NUM_STREAMS")),
             "options": dict(options),
@@ -99,6 +91,19 @@ class OpenvinoEngine:
             # The attribute keeps alive what the request reads.
             self._input = pixels if pixels.flags.c_contiguous and pixels.flags.writeable else pixels.copy()
             self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))
+
+
+def settings(bundle: Bundle, threads: int, options: Options) -> dict[str, Any]:
+    """What OpenVINO is asked for, by the names of its properties."""
+    asked = options["inference_precision"]
+    if asked == "bundle":
+        asked = _PRECISION_HINTS.get(bundle.manifest.precision, "f32")
+    return {
+        "PERFORMANCE_HINT": str(options["hint"]).upper(),
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": options["streams"],
+        "INFERENCE_PRECISION_HINT": asked,
+    }
 
 
 def _cache(bundle: Bundle, version: str, config: Mapping[str, Any]) -> ModelCache | None:

@@ -18,6 +18,7 @@ from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_
 
 # In order of preference: the successor is many times faster on int8 (its XNNPACK delegates all of it).
 _LIBRARIES = (("ai-edge-litert", "ai_edge_litert.interpreter"), ("tflite-runtime", "tflite_runtime.interpreter"))
+DELEGATED = "DELEGATE"  # the kind of operator that stands for a part of the graph that a delegate runs
 
 
 def load(bundle: Bundle, threads: int, options: Options) -> TfliteEngine:
@@ -29,14 +30,7 @@ class TfliteEngine:
     """One interpreter, whose own memory is written and read in place."""
 
     def __init__(self, bundle: Bundle, threads: int, options: Options) -> None:
-        library, module = _import_interpreter(bundle)
-        try:
-            self._interpreter = module.Interpreter(
-                model_path=str(bundle.model_path), num_threads=threads, **_resolver(module, options)
-            )
-            self._interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
-            raise EngineError(f"{library} {version(library)} refuses {bundle.model_path}: {reason(error)}") from error
+        library, self._interpreter = open_interpreter(bundle, threads, options)
         given = self._interpreter.get_input_details()[0]
         details = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
         check_tensors(
@@ -47,11 +41,14 @@ class TfliteEngine:
         self._input_spec = bundle.manifest.input
         self._input = self._memory(given["index"])
         self._outputs = tuple(self._output(details[output.name], output.layout) for output in bundle.manifest.outputs)
+        delegated = partitions(self._interpreter)
         self._facts = {
             "library": library,
             "version": version(library),
             "threads": threads,
             "precision_asked": bundle.manifest.precision,
+            "delegate": "XNNPACK" if delegated else "none",
+            "partitions": delegated,
             "options": dict(options),
         }
 
@@ -67,7 +64,7 @@ class TfliteEngine:
         return self._outputs
 
     def facts(self) -> Mapping[str, Any]:
-        """Library, version, threads, precision asked, options."""
+        """Library, version, threads, precision asked, delegate and how many parts of the graph it took, options."""
         return self._facts
 
     def close(self) -> None:
@@ -96,6 +93,30 @@ class _Memory:
     def __init__(self, interpreter: Any, array_interface: Mapping[str, Any]) -> None:
         self.interpreter = interpreter
         self.__array_interface__ = dict(array_interface)
+
+
+def open_interpreter(bundle: Bundle, threads: int, options: Options) -> tuple[str, Any]:
+    """The library's name, and its interpreter of the model with its memory allocated.
+
+    Raises:
+        EngineNotInstalledError: neither library can be imported.
+        EngineError: it refuses the model.
+    """
+    library, module = _import_interpreter(bundle)
+    try:
+        interpreter = module.Interpreter(
+            model_path=str(bundle.model_path), num_threads=threads, **_resolver(module, options)
+        )
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"{library} {version(library)} refuses {bundle.model_path}: {reason(error)}") from error
+    return library, interpreter
+
+
+def partitions(interpreter: Any) -> int:
+    """How many parts of the graph a delegate took; each begins and ends with a copy of its tensors."""
+    wrapped = interpreter._interpreter  # the public methods that tell it build a description of every tensor first
+    return [wrapped.NodeName(index) for index in range(wrapped.NumNodes())].count(DELEGATED)
 
 
 def _resolver(module: Any, options: Options) -> dict[str, Any]:

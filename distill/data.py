@@ -16,6 +16,7 @@ from ultralytics.utils import DATASETS_DIR
 from ultralytics.utils.checks import check_file
 
 from distill.errors import DistillError
+from distill.images import IMAGE_SUFFIXES
 
 __all__ = ["DataSet", "open_data_set"]
 
@@ -118,6 +119,9 @@ def _list_images(where: str | list[str], name: str, split: str) -> list[Path]:
             raise DistillError(f"data {name!r}: {split} is {path}, which does not exist: correct the yaml")
     if not images:
         raise DistillError(f"data {name!r}: no images for {split} in {where}: add some, or correct the yaml")
+    if odd := next((p for p in images if p.suffix.lower() not in IMAGE_SUFFIXES), None):
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise DistillError(f"{odd} is of a kind that deploying does not read, expected {kinds}: convert or remove it")
     if missing := next((p for p in images if not p.is_file()), None):
         raise DistillError(f"data {name!r}: {split} lists {missing}, which does not exist: correct the list")
     return sorted(images)

@@ -22,11 +22,13 @@ _EXIF_TURNED = (5, 6, 7, 8)  # values that swap width and height
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files below `folder`, sorted, hidden ones left out."""
+    """Image files below `folder`, sorted; hidden ones and those in hidden folders left out."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.images import IMAGE_SUFFIXES, image_files
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFolder", "Split", "open_image_folder"]
+__all__ = ["ImageFolder", "Split", "open_image_folder"]
 
-IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _LAYOUT: Final = "expected ROOT/train/CLASS/*.png and ROOT/val/CLASS/*.png (or test/ for val/)"
 
 
@@ -108,13 +108,13 @@ def _open_split(folder: Path, names: tuple[str, ...]) -> Split:
     labels: list[int] = []
     digest = hashlib.sha256()
     for label, name in enumerate(names):
-        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = image_files(folder / name)
         if not found:
             raise DistillError(
                 f"class folder {folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)}): add some, or remove it"
             )
         for path in found:
-            digest.update(f"{name}/{path.name}\n".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         files += [path.resolve() for path in found]
         labels += [label] * len(found)

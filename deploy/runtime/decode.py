@@ -14,6 +14,8 @@ from deploy.bundle import Manifest
 from deploy.runtime.nms import MAX_CANDIDATES
 from deploy.runtime.tensors import Outputs, RawTensor
 
+_OUTWARDS = np.array([[-1.0], [1.0]], np.float32)  # of a box's two corners
+
 
 @dataclass(frozen=True, eq=False)
 class Survivors:
@@ -73,7 +75,8 @@ class Head:
     def __init__(self, manifest: Manifest) -> None:
         """Note which output is what, and where every cell lies."""
         self._reg_max = manifest.reg_max
-        self._bins = np.arange(manifest.reg_max, dtype=np.float32)
+        bins = np.arange(manifest.reg_max, dtype=np.float32)
+        self._moments = np.stack([bins, np.ones_like(bins)], axis=1)  # of a distribution: its mean, times its sum
         by_stride: dict[int, dict[str, int]] = {}
         for index, spec in enumerate(manifest.outputs):
             by_stride.setdefault(spec.stride, {})[spec.meaning] = index
@@ -126,16 +129,17 @@ class Head:
         bins of a softmax (Generalized Focal Loss, Li et al. 2020, equation 3), times the stride. A cell whose
         box is not finite makes no candidate.
         """
-        bins = survivors.box_logits.reshape(-1, 4, self._reg_max)
+        sides = survivors.box_logits.reshape(-1, self._reg_max)
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is dropped below
-            weights = np.exp(bins - bins.max(axis=2, keepdims=True))
-            distances = (weights @ self._bins) / weights.sum(axis=2)
-            boxes = np.concatenate([survivors.centres - distances[:, :2], survivors.centres + distances[:, 2:]], axis=1)
-            boxes *= survivors.strides
+            weights = np.exp(sides - np.maximum.reduce(sides, axis=1, keepdims=True))
+            moments = (weights @ self._moments).reshape(-1, 2, 2, 2)
+            distances = moments[..., 0] / moments[..., 1]  # (cells, the corner, its x and y)
+            boxes = survivors.centres[:, None] + distances * _OUTWARDS
+            boxes = (boxes * survivors.strides[:, None]).reshape(-1, 4)
+            finite = math.isfinite(np.add.reduce(boxes, axis=None))
         rows, scores, class_ids = survivors.rows, survivors.scores, survivors.class_ids
-        finite = np.isfinite(boxes).all(axis=1)
-        if not finite.all():
-            kept = finite[rows]
+        if not finite:
+            kept = np.isfinite(boxes[rows]).all(axis=1)
             rows, scores, class_ids = rows[kept], scores[kept], class_ids[kept]
         return Candidates(boxes[rows], scores, class_ids, survivors.mask_coefficients[rows])
 
@@ -164,7 +168,7 @@ def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 def _chosen(scores: NDArray[np.float32], conf: float) -> NDArray[np.int64]:
     """Indices of the scores above `conf`, ascending; of too many the best, of equal ones the first."""
-    kept = np.flatnonzero(scores > conf)
+    kept = (scores > conf).nonzero()[0]
     if len(kept) > MAX_CANDIDATES:
         kept = np.sort(kept[np.argsort(-scores[kept], kind="stable")[:MAX_CANDIDATES]])
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,17 +33,22 @@ class Letterbox:
 
     def to_source(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (n, 4) in input pixels to boxes in source pixels, clipped to the image."""
-        boxes = boxes_xyxy.astype(np.float32)
-        for axis, shift, gain, limit in (
-            (0, self.pad_left, self.gain_x, self.source_width),
-            (1, self.pad_top, self.gain_y, self.source_height),
-        ):
-            sides = boxes[:, axis::2]
-            sides -= np.float32(shift)
-            sides /= np.float32(gain)
-            np.maximum(sides, 0, out=sides)
-            np.minimum(sides, np.float32(limit), out=sides)
+        shift, gain, limit = self._to_source
+        boxes: NDArray[np.float32] = boxes_xyxy - shift
+        boxes /= gain
+        np.maximum(boxes, 0, out=boxes)
+        np.minimum(boxes, limit, out=boxes)
         return boxes
+
+    @functools.cached_property
+    def _to_source(self) -> NDArray[np.float32]:
+        """(3, 4): of each side of a box the border before it, the gain and the largest place."""
+        sides = (
+            (self.pad_left, self.pad_top),
+            (self.gain_x, self.gain_y),
+            (self.source_width, self.source_height),
+        )
+        return np.array([2 * pair for pair in sides], np.float32)
 
 
 class InputBuffer:

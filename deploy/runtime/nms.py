@@ -34,16 +34,18 @@ def nms(
     order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
     if len(order) < 2:
         return order
-    kept = np.zeros(0, np.int64)
-    for start in range(0, len(order), _BLOCK):
+    # One coordinate at a time: long inner loops over contiguous memory, no axis of length 2 or 4.
+    sides, classes = boxes_xyxy.take(order, axis=0).T.copy(), class_ids.take(order)
+    kept = _greedy(_overlaps(sides[:, :_BLOCK], classes[:_BLOCK], sides[:, :_BLOCK], classes[:_BLOCK], iou))
+    for start in range(_BLOCK, len(order), _BLOCK):
         if len(kept) >= max_det:
             break
-        block = order[start : start + _BLOCK]
-        if len(kept):
-            suppressed = _overlaps(boxes_xyxy, class_ids, kept, block, iou).any(axis=0)
-            block = block[~suppressed]
-        kept = np.concatenate([kept, block[_greedy(_overlaps(boxes_xyxy, class_ids, block, block, iou))]])
-    return kept[:max_det]
+        block = np.arange(start, min(start + _BLOCK, len(order)))
+        before = _overlaps(sides[:, kept], classes[kept], sides[:, block], classes[block], iou)
+        block = block[~before.any(axis=0)]
+        within = _overlaps(sides[:, block], classes[block], sides[:, block], classes[block], iou)
+        kept = np.concatenate([kept, block[_greedy(within)]])
+    return order[kept[:max_det]]
 
 
 def _greedy(overlaps: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -60,16 +62,15 @@ def _greedy(overlaps: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _overlaps(
-    boxes: NDArray[np.float32],
-    class_ids: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
+    own: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    other: NDArray[np.float32],
+    other_classes: NDArray[np.int64],
     iou: float,
 ) -> NDArray[np.bool_]:
-    """(rows, columns) matrix: same class and intersection over union above `iou`."""
-    # One coordinate at a time: long inner loops over contiguous memory, no axis of length 2 or 4.
-    left, top, right, bottom = boxes[rows].T[:, :, None]
-    other_left, other_top, other_right, other_bottom = np.ascontiguousarray(boxes[columns].T)[:, None, :]
+    """(n, m) matrix: same class and intersection over union above `iou`; of sides (4, n) and (4, m)."""
+    left, top, right, bottom = own[:, :, None]
+    other_left, other_top, other_right, other_bottom = other
     width = np.minimum(right, other_right)
     width -= np.maximum(left, other_left)
     height = np.minimum(bottom, other_bottom)
@@ -80,4 +81,6 @@ def _overlaps(
     union = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
     union -= intersection
     union *= np.float32(iou)
-    return np.asarray((intersection > union) & (class_ids[rows][:, None] == class_ids[columns][None]))
+    overlaps: NDArray[np.bool_] = intersection > union
+    overlaps &= classes[:, None] == other_classes
+    return overlaps

@@ -48,16 +48,25 @@ def plot_sizes(
     names = [name for name in parameters if teachers[name]]
     _points(left, [parameters[n] for n in names], [teachers[n] for n in names], _TEACHER, "")
     left.set(title="teachers", xlabel="parameters", ylabel="top-1, %", xscale="log")
+    _sizes(left, {f"{parameters[n] / 1000:,.0f}k": parameters[n] for n in names})
     taught = [name for name in parameters if direct[name]]
     _points(right, [parameters[n] for n in taught], [direct[n] for n in taught], _STUDENT, "by this teacher alone")
+    offsets = [max(parameters.values()) * 1.25 ** (number + 1) for number in range(len(through))]
     if through:
-        largest = max(parameters.values())
-        offsets = [largest * 1.25 ** (number + 1) for number in range(len(through))]
         _points(right, offsets, list(through.values()), _CHAIN, "by the largest through 1, 2, ... assistants", line="")
     _level(right, baseline)
-    right.set(title="their students", xlabel="parameters of the teacher", xscale="log")
-    right.legend(frameon=False, fontsize=8)
+    right.set(title="their students", xlabel="parameters of the teacher, and assistants", xscale="log")
+    chains = {f"+{number}": x for number, x in enumerate(offsets, start=1)}
+    _sizes(right, {f"{parameters[n] / 1000:,.0f}k": parameters[n] for n in taught} | chains)
+    right.margins(y=0.4)  # room for the legend
+    right.legend(frameon=False, fontsize=8, loc="lower left")
     _save(figure, path)
+
+
+def _sizes(axis: Any, ticks: Mapping[str, float]) -> None:
+    """Name the points instead of the powers of ten between them."""
+    axis.set_xticks(list(ticks.values()), labels=list(ticks))
+    axis.minorticks_off()
 
 
 def _two_panels() -> tuple[Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ try:
     from distill.classification.settings import parse_settings
     from distill.classification.sources import SOURCES, open_data
     from distill.classification.training import new_run, resumable, resume_run
-    from distill.command import new_run_folder, run_command, say_next
+    from distill.command import new_run_folder, run_training
     from distill.errors import DistillError
     from distill.losses import CLASS_LOSSES, parse_class_losses
 except ModuleNotFoundError as missing:
@@ -47,12 +46,7 @@ _EXTRACTIVE: Final = "extractive is second hand, not from its paper: not a repro
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
     args = _parser().parse_args(argv)
-    run = _Run(args)
-    code = run_command(run, run.how_to_continue)
-    if run.described is not None:
-        _report(run.described, as_json=args.json)
-        say_next(args)
-    return code
+    return run_training(_Run(args), args, _summary)
 
 
 class _Run:
@@ -129,17 +123,12 @@ def natural_size(data: ImageFolder) -> int:
     return side if side <= 64 else 224
 
 
-def _report(described: Path, *, as_json: bool) -> None:
-    """Print the result on stdout."""
-    text = described.read_text(encoding="utf-8")
-    if as_json:
-        sys.stdout.write(text)
-        return
-    student = json.loads(text)
+def _summary(student: dict[str, Any], folder: Path) -> str:
+    """What is printed of a finished run: where the student is, and how good."""
     names = [teacher["name"] for teacher in student["teachers"]]
     taught = f"taught by {', '.join(names)}" if names else "no teacher"
-    sys.stdout.write(
-        f"student  {described.with_name(student['student']['file'])}\n"
+    return (
+        f"student  {folder / student['student']['file']}\n"
         f"         {student['student']['parameters']:,} parameters, method {student['method']}, {taught}, "
         f"{student['epochs']} epochs, {student['imgsz']} px\n"
         f"top-1    {100 * student['metrics']['top1']:.2f} %    top-5 {100 * student['metrics']['top5']:.2f} %    "

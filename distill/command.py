@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 from distill.console import log_to_stderr
 from distill.errors import DistillError
 
-__all__ = ["new_run_folder", "run_command", "say_next"]
+__all__ = ["TrainingRun", "new_run_folder", "run_command", "run_training"]
 
 _NEXT: Final = "python -m deploy.tflite --int8"
+
+
+class TrainingRun(Protocol):
+    """One invocation of a training command.
+
+    Attributes:
+        described: path of the finished student's ``student.json``; None before, and where another process reports it.
+    """
+
+    described: Path | None
+
+    def __call__(self) -> None:
+        """Start or resume the run, and set ``described``."""
+
+    def how_to_continue(self) -> str:
+        """The end of the line that begins with ``interrupted``."""
+
+
+def run_training(run: TrainingRun, args: argparse.Namespace, summary: Callable[[dict[str, Any], Path], str]) -> int:
+    """Run a training command: the result on stdout, what to type next on stderr.
+
+    Args:
+        run: what to do.
+        args: its ``json``, ``out`` and ``resume``.
+        summary: text for a person of ``student.json``'s content and folder.
+
+    Returns:
+        The exit code, as of `run_command`.
+    """
+    code = run_command(run, run.how_to_continue)
+    if run.described is not None:
+        text = run.described.read_text(encoding="utf-8")
+        sys.stdout.write(text if args.json else summary(json.loads(text), run.described.parent))
+        # What lies outside runs/ is not found as the newest student.
+        folder = args.out or args.resume
+        student = "" if folder is None else f" --student {shlex.quote(str(folder))}"
+        sys.stderr.write(f"next: {_NEXT}{student}\n")
+    return code
 
 
 def run_command(work: Callable[[], None], after_ctrl_c: Callable[[], str]) -> int:
@@ -55,11 +94,3 @@ def new_run_folder(out: Path | None, stem: str) -> Path:
         number += 1
         folder = first.with_name(f"{first.name}-{number}")
     return folder
-
-
-def say_next(args: argparse.Namespace) -> None:
-    """Write the command that deploys the student of ``--out`` or ``--resume``."""
-    # What lies outside runs/ is not found as the newest student.
-    folder = args.out or args.resume
-    student = "" if folder is None else f" --student {shlex.quote(str(folder))}"
-    sys.stderr.write(f"next: {_NEXT}{student}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 try:
     from distill.arguments import at_least, number_within
-    from distill.command import new_run_folder, run_command, say_next
+    from distill.command import new_run_folder, run_training
     from distill.data import DataSet, open_data_set
     from distill.errors import DistillError
     from distill.losses import DEFAULT_LOSSES, LOSSES, parse_losses
@@ -44,12 +43,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
     args = _parser().parse_args(argv)
-    run = _Run(args)
-    code = run_command(run, run.how_to_continue)
-    if run.described is not None:
-        _report(run.described, as_json=args.json)
-        say_next(args)
-    return code
+    return run_training(_Run(args), args, _summary)
 
 
 class _Run:
@@ -127,17 +121,12 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
             )
 
 
-def _report(described: Path, *, as_json: bool) -> None:
-    """Print the result on stdout."""
-    text = described.read_text(encoding="utf-8")
-    if as_json:
-        sys.stdout.write(text)
-        return
-    student = json.loads(text)
+def _summary(student: dict[str, Any], folder: Path) -> str:
+    """What is printed of a finished run: where the student is, and how good."""
     taught = "no teacher" if student["teacher"] is None else f"taught by {student['teacher']['file']}"
     accuracy = student["metrics"]
-    sys.stdout.write(
-        f"student   {described.with_name(student['student']['file'])}\n"
+    return (
+        f"student   {folder / student['student']['file']}\n"
         f"          {student['student']['parameters']:,} parameters, {taught}, {student['epochs']} epochs, "
         f"{student['imgsz']} px\n"
         f"mAP50-95  {accuracy['map50_95']:.4f}    mAP50 {accuracy['map50']:.4f}    (ultralytics, validation images)\n"

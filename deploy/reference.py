@@ -28,7 +28,7 @@ class TorchEngine:
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
             outputs = self._graph.network(images)
-        return tuple(_as_cells(output) for output in outputs)
+        return tuple(as_cells(output) for output in outputs)
 
     def facts(self) -> Mapping[str, Any]:
         """Library, version, threads, precision asked."""
@@ -60,7 +60,8 @@ def reference_manifest(graph: Graph, imgsz: int) -> Manifest:
     )
 
 
-def _as_cells(output: torch.Tensor) -> NDArray[np.float32]:
+def as_cells(output: torch.Tensor) -> NDArray[np.float32]:
+    """A raw output (1, channels, h, w) or (1, channels) as `Engine.infer` gives it: (cells, channels)."""
     if output.ndim == 2:
         return np.asarray(output.numpy())
     return np.asarray(output[0].permute(1, 2, 0).reshape(-1, output.shape[1]).numpy())

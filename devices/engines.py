@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from devices.errors import DeviceError
 
-ENGINES = ("onnx", "openvino", "tflite", "ncnn")
 _COMMON = ("numpy>=1.23", "pillow>=10.1")
 
 
@@ -28,9 +27,13 @@ class Recipe:
 _ONNX = Recipe("onnxruntime", ("onnxruntime>=1.19", *_COMMON), 190_000_000)
 _OPENVINO = Recipe("openvino", ("openvino>=2024.0", *_COMMON), 300_000_000)
 _LITERT = Recipe("ai-edge-litert", ("ai-edge-litert>=2.2", *_COMMON), 185_000_000)
-_NCNN = Recipe("ncnn", ("ncnn>=1.0.20261020", *_COMMON), 130_000_000)
+_NCNN = Recipe("ncnn", ("ncnn>=1.0.20261020", *_COMMON), 160_000_000)
 # Its last release, 2.14, was built against numpy 1.
 _TFLITE_RUNTIME = Recipe("tflite-runtime", ("tflite-runtime>=2.14", "numpy>=1.23,<2", "pillow>=10.1"), 130_000_000)
+
+# Ways to run each engine on a 64-bit machine, the best one first: adding an engine is a line here.
+_RECIPES = {"onnx": (_ONNX,), "openvino": (_OPENVINO,), "tflite": (_LITERT, _TFLITE_RUNTIME), "ncnn": (_NCNN,)}
+ENGINES = tuple(_RECIPES)
 
 
 def recipes(engine: str, machine: str) -> tuple[Recipe, ...]:
@@ -48,12 +51,14 @@ def recipes(engine: str, machine: str) -> tuple[Recipe, ...]:
     if machine == "armv7l":
         if engine != "tflite":
             raise DeviceError(
-                f"no {_for_64_bit(engine)[0].engine_package} is published for 32-bit ARM: "
+                f"no {_RECIPES[engine][0].engine_package} is published for 32-bit ARM: "
                 "use --engine tflite, or a 64-bit system (most boards that run this one can)"
             )
         return (_TFLITE_RUNTIME,)
-    return _for_64_bit(engine)
+    return _RECIPES[engine]
 
 
-def _for_64_bit(engine: str) -> tuple[Recipe, ...]:
-    return {"onnx": (_ONNX,), "openvino": (_OPENVINO,), "tflite": (_LITERT, _TFLITE_RUNTIME), "ncnn": (_NCNN,)}[engine]
+def engine_packages(engine: str) -> tuple[str, ...]:
+    """Distributions any one of which runs an engine's bundles, the one to install first."""
+    return tuple(recipe.engine_package for recipe in _RECIPES[engine])
+

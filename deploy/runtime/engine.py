@@ -10,20 +10,12 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.bundle import Bundle
+from deploy.bundle import ENGINES, Bundle
 from deploy.errors import BundleError, EngineError, EngineNotInstalledError
 from deploy.runtime.options import Options, chosen_options
 from deploy.runtime.tensors import RawTensor, check_pixels
 
 __all__ = ["Engine", "RawEngine", "check_pixels", "load_engine", "not_installed", "reason"]
-
-# Adding an engine is one file and one line here.
-_MODULES = {
-    "onnx": "deploy.runtime.engines.onnx",
-    "openvino": "deploy.runtime.engines.openvino",
-    "tflite": "deploy.runtime.engines.tflite",
-    "ncnn": "deploy.runtime.engines.ncnn",
-}
 
 MAX_THREADS_PER_PROCESSOR = 4  # more than this is a slip of the keyboard, and starting them may never end
 
@@ -83,15 +75,15 @@ def load_engine(bundle: Bundle, threads: int, options: Options | None = None) ->
             `threads` or an option is out of range.
     """
     name = bundle.manifest.engine
-    if name not in _MODULES:
-        raise BundleError(f"{bundle.path} is for engine {name!r}, known are {', '.join(_MODULES)}")
+    if name not in ENGINES:
+        raise BundleError(f"{bundle.path} is for engine {name!r}, known are {', '.join(ENGINES)}")
     if threads < 1:
         raise EngineError(f"threads is {threads}, expected at least 1")
     processors = os.cpu_count() or 1
     if threads > MAX_THREADS_PER_PROCESSOR * processors:
         most = MAX_THREADS_PER_PROCESSOR * processors
         raise EngineError(f"threads is {threads}, expected at most {most} on a machine of {processors} processors")
-    module = importlib.import_module(_MODULES[name])
+    module = importlib.import_module(f"deploy.runtime.engines.{name}")  # its file has its name
     chosen = chosen_options(name, bundle.manifest.engine_options, options or {})
     return cast(RawEngine, module.load(bundle, threads, chosen))
 

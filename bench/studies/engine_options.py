@@ -7,7 +7,6 @@ option that changes what is kept on disk (`model_cache`) changes no inference an
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
 from bench.machine import machine_facts
+from bench.studies.page_file import refuse_existing, run_study, write_page
 from bench.studies.runtime_equality import CONF, IOU, MAX_DET
 from bench.studies.runtime_latency import OURS, Cell, Entrant, Timing, ceil_to, measure_cell, speedup
 from bench.studies.runtime_memory import MEMORY_IMAGES, Memory, measure_memory
 from bench.studies.runtime_models import ENGINE_NAMES
 from deploy.bundle import Bundle
-from deploy.cli import positive_whole_number, run_command
+from deploy.cli import positive_whole_number
 from deploy.runtime.image import images_below
 from deploy.runtime.options import OPTIONS, Value
 
@@ -41,10 +40,7 @@ class Study:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    typed = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(typed)
-    command = f"python -m bench.studies.engine_options {shlex.join(typed)}"
-    return run_command(lambda: _study(arguments, command), BenchError)
+    return run_study(_parser(), _study, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,19 +59,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _study(arguments: argparse.Namespace, command: str) -> int:
-    if arguments.out and arguments.out.exists():
-        raise BenchError(f"{arguments.out} already exists: choose another --out or remove it")
+    refuse_existing(arguments.out)
     bundles = [Bundle.open(path) for path in arguments.bundle]
     images = [str(path) for path in images_below(arguments.images)]
     with tempfile.TemporaryDirectory() as folder:
         studies = [_measured(bundle, images, arguments, Path(folder) / "workers.log") for bundle in bundles]
     text = page(studies, command, machine_facts(), arguments)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text, encoding="utf-8")
-        sys.stdout.write(f"{arguments.out}\n")
-    else:
-        sys.stdout.write(text)
+    write_page(text, arguments.out)
     return 1 if any(study.cell.failures for study in studies) else 0
 
 

@@ -7,7 +7,6 @@ a process of its own; they take turns, and all but the one at work are stopped.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.machine import machine_facts, machine_state
+from bench.studies.page_file import refuse_existing, run_study, write_page
 from bench.studies.runtime_equality import CONF, IOU, MAX_DET, measure_equality
 from bench.studies.runtime_latency import OURS, THEIRS, Cell, Entrant, measure_cell
 from bench.studies.runtime_memory import Memory, import_times_s, measure_memory
 from bench.studies.runtime_models import ENGINES, PRECISIONS, Workshop
 from bench.studies.runtime_page import Setting, document
 from bench.studies.runtime_verdicts import Findings
-from deploy.cli import log, positive_whole_number, run_command
+from deploy.cli import log, positive_whole_number
 from deploy.dataset import load_dataset
 from deploy.errors import DeployError
 from deploy.runtime.resize import OPENCV_SIDE
@@ -33,9 +33,7 @@ SECTIONS = ("latency", "equality", "memory")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    typed = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(typed)
-    return run_command(lambda: _study(arguments, typed), BenchError)
+    return run_study(_parser(), _study, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,9 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _study(arguments: argparse.Namespace, typed: Sequence[str]) -> int:
-    if arguments.out and arguments.out.exists():
-        raise BenchError(f"{arguments.out} already exists: choose another --out or remove it")
+def _study(arguments: argparse.Namespace, command: str) -> int:
+    refuse_existing(arguments.out)
     before = machine_state()
     main_set = _workshop(arguments, arguments.student, arguments.data)
     others = [(_workshop(arguments, Path(student), Path(data)), _side(side)) for student, data, side in arguments.equal]
@@ -89,7 +86,7 @@ def _study(arguments: argparse.Namespace, typed: Sequence[str]) -> int:
             equalities += measure_equality(workshop, side, arguments.threads, log_file)
     workshops = [main_set, *(workshop for workshop, _ in others)] if "equality" in arguments.only else [main_set]
     setting = Setting(
-        command=f"python -m bench.studies.runtime {shlex.join(typed)}",
+        command=command,
         threads=arguments.threads,
         rounds=arguments.rounds,
         per_round=arguments.images,
@@ -99,12 +96,7 @@ def _study(arguments: argparse.Namespace, typed: Sequence[str]) -> int:
         load_before=before["load_average"],
     )
     text = document(setting, Findings(tuple(cells), tuple(equalities), tuple(memories), tuple(imports_s)))
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text, encoding="utf-8")
-        sys.stdout.write(f"{arguments.out}\n")
-    else:
-        sys.stdout.write(text)
+    write_page(text, arguments.out)
     return 0
 
 

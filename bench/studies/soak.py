@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,10 +18,11 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.machine import machine_facts
+from bench.studies.page_file import refuse_existing, run_study, write_page
 from bench.studies.soak_page import section, soak_plot
 from bench.studies.soak_run import MEGABYTE, Soak, SoakJob, run_soak
 from deploy.bundle import Bundle
-from deploy.cli import log, positive_whole_number, run_command
+from deploy.cli import log, positive_whole_number
 from deploy.errors import DatasetError
 from deploy.runtime import default_threads, read_image
 from deploy.runtime.image import images_below
@@ -33,9 +33,7 @@ NOISE_BYTES = 1.0 * MEGABYTE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    typed = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(typed)
-    return run_command(lambda: _study(arguments, typed), BenchError)
+    return run_study(_parser(), _study, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,25 +60,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _study(arguments: argparse.Namespace, typed: Sequence[str]) -> int:
+def _study(arguments: argparse.Namespace, command: str) -> int:
     plot_path = arguments.out.with_suffix(".svg") if arguments.out else None
-    for path in (arguments.out, plot_path):
-        if path is not None and path.exists():
-            raise BenchError(f"{path} already exists: choose another --out or remove it")
+    refuse_existing(arguments.out)
+    refuse_existing(plot_path)
     bundles = [Bundle.open(path) for path in arguments.bundle]
     with tempfile.TemporaryDirectory() as folder:
         images = _images(arguments, Path(folder))
         soaks = [_in_fresh_process(bundle, images, arguments) for bundle in bundles]
     failures = [faults(soak, arguments.most_growth * MEGABYTE) for soak in soaks]
-    command = f"python -m bench.studies.soak {shlex.join(typed)}"
     text = section(soaks, failures, command, machine_facts(), arguments.most_growth, plot_path)
-    if arguments.out and plot_path:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        plot_path.write_text(soak_plot(soaks), encoding="utf-8")
-        arguments.out.write_text(text, encoding="utf-8")
-        sys.stdout.write(f"{arguments.out}\n{plot_path}\n")
-    else:
-        sys.stdout.write(text)
+    write_page(text, arguments.out)
+    if plot_path:
+        write_page(soak_plot(soaks), plot_path)
     for soak, found in zip(soaks, failures, strict=True):
         for failure in found:
             log(f"failed: {soak.name}: {failure}")

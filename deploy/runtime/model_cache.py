@@ -88,15 +88,21 @@ class ModelCache:
             return None
         return Path(name)
 
-    def keep(self, written: Path) -> None:
-        """Make an entry of what `new_file` named, whole or not at all; remove the oldest of too many."""
+    def keep(self, written: Path) -> Path | None:
+        """Make an entry of what `new_file` named, whole or not at all; remove the oldest of too many.
+
+        Returns:
+            The entry; None where it cannot be kept.
+        """
         try:
-            written.replace(written.with_name(f"{self._key}-{sha256_file(written)}{self._suffix}"))
+            entry = written.replace(written.with_name(f"{self._key}-{sha256_file(written)}{self._suffix}"))
             self.state = "stored"
-            _prune(written.parent)
+            _prune(entry.parent)
         except OSError as error:
             self.drop(written)
             self.give_up(error)
+            return None
+        return entry
 
     def drop(self, written: Path) -> None:
         """Remove what `new_file` named."""

@@ -47,6 +47,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
             "all", ("disable", "basic", "extended", "all"), help="how far ONNX Runtime rewrites the graph"
         ),
         "memory_arena": Option(True, _BOOL, help="keep the memory of one inference for the next"),
+        "memory_pattern": Option(False, _BOOL, help="lay out all memory of an inference in one block of its own"),
         "allow_spinning": Option(True, _BOOL, help="threads wait for work in a busy loop: faster, and warmer"),
         "model_cache": Option(True, _BOOL, help="keep the optimised graph on disk for the next load"),
     },

@@ -142,29 +142,42 @@ def _open_session(
     options: Options,
     refused: tuple[type[Exception], ...],
 ) -> Any:
-    """A session on the optimised graph of last time, or on the model, whose optimised graph is kept."""
+    """A session on the optimised graph, that of last time or one made now; on the model where nothing is kept.
+
+    A new one is opened from its file like an old one: the first run executes what all later ones will, and the memory
+    that optimising took is free for it again.
+    """
     providers = ["CPUExecutionProvider"]
+    places = (cache.find, lambda: _optimised(onnxruntime, model, cache, options, refused)) if cache else ()
+    for place in places:
+        kept = place()
+        if cache and kept:
+            settings = session_settings(onnxruntime, threads, options)
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
+            try:
+                return onnxruntime.InferenceSession(str(kept), settings, providers=providers)
+            except refused:
+                cache.discard(kept)
     settings = session_settings(onnxruntime, threads, options)
-    kept = cache.find() if cache else None
-    if cache and kept:
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
-        try:
-            return onnxruntime.InferenceSession(str(kept), settings, providers=providers)
-        except refused:
-            cache.discard(kept)
-            settings = session_settings(onnxruntime, threads, options)
-    new = cache.new_file() if cache else None
-    if cache and new:
-        settings.optimized_model_filepath = str(new)
-        try:
-            session = onnxruntime.InferenceSession(str(model), settings, providers=providers)
-        except refused:
-            cache.drop(new)  # whose fault it is, the model's or the folder's, the next attempt tells
-            settings = session_settings(onnxruntime, threads, options)
-        else:
-            cache.keep(new)
-            return session
     return onnxruntime.InferenceSession(str(model), settings, providers=providers)
+
+
+def _optimised(
+    onnxruntime: Any, model: Path, cache: ModelCache, options: Options, refused: tuple[type[Exception], ...]
+) -> Path | None:
+    """Keep the model's optimised graph; None where that cannot be."""
+    new = cache.new_file()
+    if new is None:
+        return None
+    settings = session_settings(onnxruntime, 1, options)
+    settings.optimized_model_filepath = str(new)
+    settings.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run: not a copy of the weights
+    try:
+        onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
+    except refused:
+        cache.drop(new)  # whose fault it is, the model's or the folder's, the next attempt tells
+        return None
+    return cache.keep(new)
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -181,6 +194,7 @@ def session_settings(onnxruntime: Any, threads: int, options: Options) -> Any:
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3  # errors only; they are raised anyway
     settings.enable_cpu_mem_arena = bool(options["memory_arena"])
+    settings.enable_mem_pattern = bool(options["memory_pattern"])
     level = _OPTIMIZATION[str(options["graph_optimization"])]
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options["allow_spinning"] else "0")

@@ -62,6 +62,7 @@ def _convert(job: Job) -> list[Layer]:
         param, weights = ((folder / f"graph.ncnn.{suffix}").read_bytes() for suffix in ("param", "bin"))
     layers = read_network(param.decode("ascii", "replace"), weights)
     _check_kinds(layers)
+    _spell_infinities(layers)
     _name(layers, job.graph.outputs, job.imgsz)
     return layers
 
@@ -85,6 +86,13 @@ def _check_kinds(layers: Sequence[Layer]) -> None:
     unknown = sorted({layer.kind for layer in layers if ncnn.layer_to_index(layer.kind) < 0})
     if unknown:
         raise ExportError(f"ncnn has no {', '.join(unknown)}: deploy this student to onnx, openvino or tflite")
+
+
+def _spell_infinities(layers: Sequence[Layer]) -> None:
+    """Put the greatest float for infinity, as for the border before a pooling, in place: ncnn cannot read the word."""
+    spelt = {f"{sign}inf": f"{sign}3.402823466e+38" for sign in ("", "-")}
+    for layer in layers:
+        layer.params = {number: spelt.get(value, value) for number, value in layer.params.items()}
 
 
 def _name(layers: Sequence[Layer], outputs: Sequence[OutputSpec], imgsz: int) -> None:

@@ -23,6 +23,7 @@ _BYTES = {_FLOAT32: 4, _FLOAT16: 2, _INT8: 1}
 _DTYPES = {_FLOAT32: "<f4", _FLOAT16: "<f2", _INT8: "<i1"}
 _TAGS = {"f4": _FLOAT32, "f2": _FLOAT16, "i1": _INT8}
 
+SCALE_TERM = 8  # the parameter that says whether and how an int8 layer has scales
 CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise", "Deconvolution", "DeconvolutionDepthWise")
 
 
@@ -120,9 +121,9 @@ def _expected(layer: Layer) -> list[tuple[int, bool]]:
     """How many values each of a layer's runs of weights has, and whether its type stands before it."""
     whole = layer.whole
     if layer.kind in CONVOLUTIONS:
-        return [(whole(6), True)] + [(whole(0), False)] * whole(5)
+        return [(whole(6), True)] + [(whole(0), False)] * whole(5) + _scales(layer)
     if layer.kind == "InnerProduct":
-        return [(whole(2), True)] + [(whole(0), False)] * whole(1)
+        return [(whole(2), True)] + [(whole(0), False)] * whole(1) + _scales(layer)
     if layer.kind == "MemoryData":
         sides = [whole(number) or 1 for number in (0, 1, 11, 2)]
         return [(int(np.prod(sides)), whole(21, 1) == 0)]
@@ -133,6 +134,14 @@ def _expected(layer: Layer) -> list[tuple[int, bool]]:
     if layer.kind == "Scale" and whole(0) > 0:
         return [(whole(0), False)] * (1 + whole(1))
     return []
+
+
+def _scales(layer: Layer) -> list[tuple[int, bool]]:
+    """Of an int8 layer: of the weights, for each output or group, and of what it reads."""
+    if not layer.whole(SCALE_TERM):
+        return []
+    count = layer.whole(7, 1) if layer.kind == "ConvolutionDepthWise" else layer.whole(0)
+    return [(count, False), (1, False)]
 
 
 class _Reader:

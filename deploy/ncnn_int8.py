@@ -18,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.errors import ExportError
-from deploy.ncnn_format import Blob, Layer, write_network
-from deploy.ncnn_ranges import GREATEST, Magnitudes
+from deploy.ncnn_format import SCALE_TERM, Blob, Layer, write_network
 from deploy.quantization import Recipe
-from deploy.runtime import default_threads
+from deploy.ranges import RangeEstimator
 from deploy.target import Job
 
-# Kind of layer to the value of its parameter 8, which says how its scales are stored: one for each output, or group.
-SCALE_TERM = {"Convolution": 2, "ConvolutionDepthWise": 1, "InnerProduct": 2}
-_OUTPUTS, _GROUPS, _SCALES = 0, 7, 8
+GREATEST = 127  # of symmetric int8: -128 is not used
+
+# Kind of layer to the value of that parameter, which says what its weights have scales for: each output, or group.
+SCALE_TERMS = {"Convolution": 2, "ConvolutionDepthWise": 1, "InnerProduct": 2}
+_OUTPUTS, _GROUPS = 0, 7
 
 
 def quantize(layers: Sequence[Layer], job: Job) -> Recipe:
@@ -42,7 +43,7 @@ def quantize(layers: Sequence[Layer], job: Job) -> Recipe:
     chosen = [
         layer
         for layer in layers
-        if layer.kind in SCALE_TERM and layer.weights and names.get(layer.name) not in recipe.float_layers
+        if layer.kind in SCALE_TERMS and layer.weights and names.get(layer.name) not in recipe.float_layers
     ]
     limits = _limits(layers, chosen, job, recipe)
     for layer in chosen:
@@ -52,10 +53,14 @@ def quantize(layers: Sequence[Layer], job: Job) -> Recipe:
 
 
 def _float_by_default(job: Job) -> tuple[str, ...]:
-    """The layers that make a head's raw tensors: there 8 bits cost most of the accuracy and save little time."""
-    from deploy.layers import last_layer_names
+    """Of a head, the layers that make its raw tensors, and the first one.
 
-    return () if job.graph.task == "classify" else last_layer_names(job.graph)
+    There 8 bits cost most of the accuracy and save little time; and of pixels, which are never negative, symmetric
+    8 bits tell only 128 apart.
+    """
+    from deploy.layers import float_layer_names, last_layer_names
+
+    return () if job.graph.task == "classify" else (float_layer_names(job.graph)[0], *last_layer_names(job.graph))
 
 
 def _student_names(layers: Sequence[Layer], job: Job) -> dict[str, str]:
@@ -65,7 +70,7 @@ def _student_names(layers: Sequence[Layer], job: Job) -> dict[str, str]:
     known = student_layers(job.graph)
     named = {}
     for layer in layers:
-        if layer.kind in SCALE_TERM and layer.weights:
+        if layer.kind in SCALE_TERMS and layer.weights:
             name = layer_of(_rows(layer, layer.whole(_OUTPUTS)), known)
             if name is not None:
                 named[layer.name] = name
@@ -88,8 +93,8 @@ def _quantize_layer(layer: Layer, limit: float) -> None:
     greatest = np.abs(rows).max(axis=1)
     scales = np.where(greatest > 0, GREATEST / np.where(greatest > 0, greatest, 1), 1).astype(np.float32)
     weights = np.clip(np.rint(rows * scales[:, None]), -GREATEST, GREATEST).astype(np.int8)
-    read = np.full(count if SCALE_TERM[layer.kind] == 1 else 1, GREATEST / limit, np.float32)
-    layer.params[_SCALES] = str(SCALE_TERM[layer.kind])
+    read = np.full(1, GREATEST / limit, np.float32)
+    layer.params[SCALE_TERM] = str(SCALE_TERMS[layer.kind])
     layer.weights = [Blob(weights.ravel(), tagged=True), *layer.weights[1:], Blob(scales), Blob(read)]
 
 
@@ -100,12 +105,13 @@ def _limits(layers: Sequence[Layer], chosen: Sequence[Layer], job: Job, recipe: 
         for output in layer.outputs:  # the copies of one tensor are measured once
             origins[output] = origins[layer.inputs[0]] if layer.kind == "Split" else output
     tensors = list(dict.fromkeys(origins[layer.inputs[0]] for layer in chosen))
-    measured = {name: Magnitudes() for name in tensors}
+    magnitudes = {name: RangeEstimator() for name in tensors}
+    counted = recipe.ranges not in ("minmax", "mean-minmax")
     for values in _activations(layers, tensors, job):
         for name, one in values.items():
-            measured[name].add(one)
-    limits = {name: one.limit(recipe.ranges, recipe.percentile) for name, one in measured.items()}
-    return {layer.name: limits[origins[layer.inputs[0]]] for layer in chosen}
+            magnitudes[name].add(np.abs(one), histogram=counted)
+    limits = {name: one.range(recipe.ranges, recipe.percentile, GREATEST)[1] for name, one in magnitudes.items()}
+    return {layer.name: limits[origins[layer.inputs[0]]] or 1.0 for layer in chosen}  # 0 stays 0 at any scale
 
 
 def _activations(layers: Sequence[Layer], tensors: Sequence[str], job: Job) -> Iterator[dict[str, NDArray[np.float32]]]:
@@ -128,7 +134,7 @@ def _float_net(param: Path, weights: Path) -> Any:
     net.opt.use_vulkan_compute = False
     net.opt.lightmode = False  # every tensor is asked for
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
-    net.opt.num_threads = default_threads()
+    net.opt.num_threads = 1  # threads that wait for each other after every layer stall where others want the processor
     if net.load_param(str(param)) or net.load_model(str(weights)):
         raise ExportError("ncnn refuses the network that pnnx made of the student: check the versions of both")
     return net

@@ -14,7 +14,7 @@ from deploy.errors import EngineNotInstalledError
 from deploy.runtime import load_engine
 from deploy.runtime.engines import tflite
 
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert"}
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert", "ncnn": "ncnn"}
 
 
 def _bundle(engine: str) -> Bundle:
@@ -38,7 +38,7 @@ def _bundle(engine: str) -> Bundle:
 def test_a_runtime_that_cannot_be_imported_is_named_with_the_reason(
     engine: str, said: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai_edge_litert"}[engine]
+    package = PACKAGES[engine].replace("-", "_")
     importlib.import_module(f"deploy.runtime.engines.{engine}")
     _refuse_import(monkeypatch, (package, "tflite_runtime"), said)
     with pytest.raises(EngineNotInstalledError) as caught:

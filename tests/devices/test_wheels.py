@@ -134,11 +134,11 @@ def test_every_engine_has_a_recipe_for_64_bit_and_only_tflite_for_32() -> None:
     (only,) = recipes("tflite", "armv7l")
     assert only.engine_package == "tflite-runtime"
     assert "numpy>=1.23,<2" in only.requirements
-    for engine in ("onnx", "openvino"):
+    for engine in ("onnx", "openvino", "ncnn"):
         with pytest.raises(DeviceError, match="is published for 32-bit ARM: use --engine tflite"):
             recipes(engine, "armv7l")
-    with pytest.raises(DeviceError, match="no engine 'ncnn': known are onnx, openvino, tflite"):
-        recipes("ncnn", "aarch64")
+    with pytest.raises(DeviceError, match="no engine 'coral': known are onnx, openvino, tflite, ncnn"):
+        recipes("coral", "aarch64")
 
 
 def test_only_wheels_that_fit_are_taken(wheel_folder: Path, tmp_path: Path, make_wheel: MakeWheel) -> None:

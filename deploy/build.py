@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deploy.bundle import MANIFEST_NAME, Bundle, Manifest, sha256_file
 from deploy.calibration import YAML_SUFFIXES, CalibrationList, choose_calibration
@@ -20,10 +23,16 @@ from deploy.steps import step
 from deploy.student import Student
 from deploy.target import Compiled, Job, Target
 
+if TYPE_CHECKING:
+    from deploy.graph import Graph
+
 DEFAULT_CALIBRATION_IMAGES = 128
 DEFAULT_MAX_DROP_POINTS = 1.0
 # At most, so that it stays a matter of seconds; one image in a hundred is a whole point of top-1.
 VERIFY_IMAGES = {"detect": 64, "segment": 64, "classify": 1000}
+FEW_CALIBRATION_IMAGES = 8
+BLAME_IMAGES = 4
+REPAIR_RECORD = "repair"  # in a student's record and in a manifest's
 FALLBACK_IMGSZ = {"detect": 640, "segment": 640, "classify": 224}
 
 
@@ -34,6 +43,7 @@ def build_bundle(
     *,
     precision: str = "fp32",
     quantization: Quantization = AS_THE_TARGET_DOES,
+    repair: Sequence[str] = (),
     imgsz: int | None = None,
     calibration: Path | None = None,
     calibration_images: int = DEFAULT_CALIBRATION_IMAGES,
@@ -48,6 +58,7 @@ def build_bundle(
         out: the bundle folder to make; must not exist.
         precision: one of the target's `precisions`.
         quantization: what is asked of the quantizer.
+        repair: methods of `deploy.repair.names` that change the weights before a calibrated precision.
         imgsz: side of the input in pixels; default that of the training, else 640.
         calibration: a data.yaml, the root of an image-folder data set, or a folder of images; default the student's
             own training images.
@@ -67,18 +78,19 @@ def build_bundle(
         raise ExportError(f"{out} already exists: choose another --out or remove it")
     images = None
     if precision in CALIBRATED:
-        images = _calibration_list(student, calibration, calibration_images)
+        images = calibration_list(student, calibration, calibration_images)
     with step(f"loading {student.checkpoint.name} of {student.name}"):
         graph = load_graph(student.checkpoint, student.record)
     fallback = FALLBACK_IMGSZ[graph.task]
     size = check_imgsz(imgsz or student.imgsz or graph.trained_imgsz or fallback, graph)
     validation = _validation_data(student, calibration, graph.task)
     with whole_folder(out) as folder:
-        job = Job(graph, precision, size, images, folder, quantization)
+        graph, compiled_graph, records = _repaired(student, graph, images, size, repair)
+        job = Job(compiled_graph, precision, size, images, folder, quantization)
         count = f", calibrated on {len(images)} images" if images else ""
         with step(f"compiling for {target.engine}, {precision}, {size} px{count}"):
             compiled = target.compile(job)
-        manifest = _manifest(target, student, job, compiled, validation)
+        manifest = replace(_manifest(target, student, job, compiled, validation), records=records)
         _write(manifest, folder)
         if verify and validation is None:
             kind = "the root of an image-folder data set" if graph.task == "classify" else "a data.yaml"
@@ -93,9 +105,41 @@ def build_bundle(
                 VERIFY_IMAGES[graph.task],
                 max_drop_points,
                 student.held_out_split if validation == student.data else None,
+                partial(_costly_layers, job),
             )
             _write(replace(manifest, verified=verified), folder)
     return Bundle.open(out)
+
+
+def _repaired(
+    student: Student, graph: Graph, images: CalibrationList | None, imgsz: int, methods: Sequence[str]
+) -> tuple[Graph, Graph, dict[str, dict[str, Any]]]:
+    """The float student to verify against, the network to compile, and what the manifest says of their difference."""
+    if REPAIR_RECORD in student.record:
+        from deploy.graph import load_graph
+        from deploy.repair.student_folder import original_checkpoint
+
+        original = original_checkpoint(student)
+        if methods:
+            raise ExportError(f"{student.checkpoint} is repaired already: leave --repair out, or give its original")
+        reference = graph if original is None else load_graph(original)
+        return reference, graph, {REPAIR_RECORD: dict(student.record[REPAIR_RECORD])}
+    if images is None or not methods:
+        return graph, graph, {}
+    from deploy.repair.methods import repair
+
+    repaired = repair(graph, images, imgsz, methods)
+    return graph, repaired.graph, {REPAIR_RECORD: repaired.record}
+
+
+def _costly_layers(job: Job) -> list[str]:
+    """The blocks whose quantization costs most, of a bundle that was calibrated; none of another."""
+    if job.calibration is None:
+        return []
+    from deploy.sensitivity.measure import layers_to_blame
+
+    with step("finding the layers to blame"):
+        return [name for name, _ in layers_to_blame(job.graph, job.calibration.images[:BLAME_IMAGES], job.imgsz)]
 
 
 def check_precision(target: Target, precision: str) -> None:
@@ -118,7 +162,12 @@ def _require(target: Target) -> None:
         )
 
 
-def _calibration_list(student: Student, source: Path | None, count: int) -> CalibrationList:
+def calibration_list(student: Student, source: Path | None, count: int) -> CalibrationList:
+    """At most `count` training images, of `source` or of the student's own data set; see `choose_calibration`.
+
+    Raises:
+        CalibrationError: there are none to be found.
+    """
     own = student.data
     if source is None and own is None:
         raise CalibrationError(
@@ -133,6 +182,9 @@ def _calibration_list(student: Student, source: Path | None, count: int) -> Cali
     if own is not None and not known:
         log(f"the student's data set {own} is gone: its validation images cannot be kept out of the calibration")
     images = choose_calibration(source or known[0], count, known)
+    if len(images) < FEW_CALIBRATION_IMAGES:
+        kind = "image" if len(images) == 1 else "images"
+        log(f"warning: the ranges of {len(images)} calibration {kind} fit few others: give {FEW_CALIBRATION_IMAGES}")
     if images.in_validation:
         log(
             f"warning: {images.source} validates on its training images, so {images.in_validation} calibration "

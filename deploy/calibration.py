@@ -142,15 +142,16 @@ def _held_out(source: Path) -> list[Path]:
 
 def _overlap(source: Path, chosen: Sequence[Path], hashes: Sequence[str], dataset: Path) -> int:
     """How many chosen images are validation images; refused unless the data set validates on its training images."""
-    validation = {sha256_file(path) for path in _held_out(dataset)}
-    shared = [image for image, digest in zip(chosen, hashes, strict=True) if digest in validation]
+    validation = {sha256_file(path): path for path in _held_out(dataset)}
+    shared = [(image, validation[digest]) for image, digest in zip(chosen, hashes, strict=True) if digest in validation]
     if not shared:
         return 0
     if source.resolve() == dataset:
         training = {sha256_file(path) for path in _training_split(source)[1]}
-        if validation <= training:  # as in coco128: there is nothing held out that could be kept apart
+        if validation.keys() <= training:  # as in coco128: there is nothing held out that could be kept apart
             return len(shared)
     raise CalibrationError(
-        f"{len(shared)} of {len(chosen)} calibration images are validation images too (first: {shared[0]}): "
-        "give --calibration a folder of training images alone"
+        f"{len(shared)} of {len(chosen)} calibration images are validation images too (first: {shared[0][0]} is "
+        f"{shared[0][1]}, byte for byte): remove one of each pair from the data set, or give --calibration a folder of "
+        "training images alone"
     )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from deploy.bundle import InputSpec, OutputSpec
-from deploy.checkpoint import read_checkpoint
+from deploy.checkpoint import first_line, read_checkpoint
 from deploy.errors import ExportError, StudentError
 from deploy.graph_classify import exported_logits, logits_outputs, recorded_input, ultralytics_logits
 from deploy.graph_detect import HEADS, STRIDES, raw_heads
@@ -134,6 +134,9 @@ def export_onnx(graph: Graph, imgsz: int) -> Any:
     """The graph as an `onnx.ModelProto`: input `images` (1, 3, imgsz, imgsz) float32 in 0..1, outputs by name.
 
     The TorchScript exporter at opset 17 is used: every ONNX Runtime and OpenVINO of the last years reads it.
+
+    Raises:
+        ExportError: the network has an operation that ONNX has not.
     """
     import onnx
     import onnxslim
@@ -142,17 +145,23 @@ def export_onnx(graph: Graph, imgsz: int) -> Any:
         file = Path(folder) / "graph.onnx"
         # torch 2.14 warns that this exporter is the older one.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            graph.network,
-            (torch.zeros(1, 3, imgsz, imgsz),),
-            file,
-            input_names=[INPUT_NAME],
-            output_names=[output.name for output in graph.outputs],
-            opset_version=OPSET,
-            dynamo=False,
-            # An exported program cannot be put into evaluation mode, in which the others are already.
-            training=torch.onnx.TrainingMode.PRESERVE,
-        )
+        try:
+            torch.onnx.export(
+                graph.network,
+                (torch.zeros(1, 3, imgsz, imgsz),),
+                file,
+                input_names=[INPUT_NAME],
+                output_names=[output.name for output in graph.outputs],
+                opset_version=OPSET,
+                dynamo=False,
+                # An exported program cannot be put into evaluation mode, in which the others are already.
+                training=torch.onnx.TrainingMode.PRESERVE,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(
+                f"the student has an operation without a form in ONNX opset {OPSET} ({first_line(error)}): "
+                "replace it in the network, or use a YOLOv8"
+            ) from error
         exported = onnx.load(file)
     # Without this the channel splits of C2f stay as Shape / Gather / Div chains, which the quantizers trip over.
     return onnxslim.slim(exported)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deploy.calibration import SILU_INPUT_FLOOR
 from deploy.command import run_target
@@ -64,8 +63,7 @@ def _quantize(model: Any, job: Job, recipe: Recipe) -> Any:
     kept = [*_float_nodes(model, job, recipe), *(_normalisation(model) if classifies else _bare_outputs(model))]
     with TemporaryDirectory() as folder:
         source, ranges, quantized = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
-        onnx.save(model, source)
-        measured = _measure_ranges(source, job)
+        measured = _measure_ranges(model, job, recipe)
         _bound_padding(model, measured)
         onnx.save(model, source)
         save_tensors_data(measured, ranges)
@@ -120,33 +118,24 @@ def _normalisation(model: Any) -> list[str]:
     return names
 
 
-def _measure_ranges(source: Path, job: Job) -> Any:
-    """Tensor name to range: the images' extremes, and what is known beforehand of some tensors.
-
-    Their mean for a head, as the extremes over all images together leave too coarse a step for nearly all of them;
-    those of all images for a classifier, see `CalibrationList`.
-    """
-    import onnx
+def _measure_ranges(model: Any, job: Job, recipe: Recipe) -> Any:
+    """Tensor name to range by the recipe's method, and what is known beforehand of some tensors."""
     from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import TensorData, create_calibrator
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
     from deploy.graph import INPUT_NAME
+    from deploy.onnx_graph import activations, silu_inputs
+    from deploy.ranges import estimate_ranges
 
-    calibrator = create_calibrator(
-        source,
-        augmented_model_path=str(source.with_name("augmented.onnx")),
-        calibrate_method=CalibrationMethod.MinMax,
-        # Over one collection a moving average is the plain mean.
-        extra_options={"moving_average": job.graph.task != "classify"},
-    )
-    calibrator.collect_data(_CalibrationReader(job))
-    ranges = calibrator.compute_data()
+    outputs = [output.name for output in model.graph.output]
+    found = estimate_ranges(activations(model, job.calibration_inputs()), recipe, outputs)
     # Pixels are 0..1 whatever the images: then the quantized input is the pixel itself.
-    ranges[INPUT_NAME] = TensorData(lowest=np.float32(0), highest=np.float32(1))
-    for name in _silu_inputs(onnx.load(source)):
-        low, high = ranges[name].range_value
-        ranges[name] = TensorData(lowest=np.maximum(low, np.float32(SILU_INPUT_FLOOR)), highest=high)
-    return ranges
+    found[INPUT_NAME] = 0.0, 1.0
+    for name in silu_inputs(model):
+        low, high = found[name]
+        found[name] = max(low, SILU_INPUT_FLOOR), high
+    ranges = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in found.items()}
+    return TensorsData(CalibrationMethod.MinMax, ranges)
 
 
 def _bound_padding(model: Any, ranges: Any) -> None:
@@ -169,28 +158,6 @@ def _bound_padding(model: Any, ranges: Any) -> None:
     read = {name for node in graph.node for name in node.input}
     for name in constants.keys() - read:  # ONNX Runtime would warn of them whenever the model is opened
         graph.initializer.remove(constants[name])
-
-
-def _silu_inputs(model: Any) -> set[str]:
-    """Names of the tensors x of every x * sigmoid(x)."""
-    nodes = model.graph.node
-    gates = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Sigmoid"}
-    products = [set(node.input) for node in nodes if node.op_type == "Mul"]
-    return {source for gate, source in gates.items() if {gate, source} in products}
-
-
-class _CalibrationReader:
-    """The calibration images in the form that ONNX Runtime's calibrators read."""
-
-    def __init__(self, job: Job) -> None:
-        self._inputs: Iterator[NDArray[np.float32]] = job.calibration_inputs()
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """The next input, or None at the end."""
-        from deploy.graph import INPUT_NAME
-
-        images = next(self._inputs, None)
-        return None if images is None else {INPUT_NAME: images}
 
 
 def _halve(model: Any) -> Any:

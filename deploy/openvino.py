@@ -16,6 +16,8 @@ from deploy.target import Compiled, Job, Target, input_spec
 
 MODEL_FILE = "model.xml"
 PIXELS = "pixels"
+_RANGES_OF_NNCF = ("mean-minmax", "minmax")
+_HALVED = ("fp16", "bf16")  # there is no storing in bf16; float16 holds all that bf16 keeps of a weight
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,42 +38,56 @@ def compile_openvino(job: Job) -> Compiled:
     # it is, each of the two operations gets quantizers of its own and the int8 network runs a third slower.
     exported, recipe = export_onnx(job.graph, job.imgsz), None
     model = openvino.convert_model(io.BytesIO(exported.SerializeToString()))
-    if job.precision == "int8":
+    if job.precision in ("int8", "w8"):
         recipe = job.recipe()
-        model = _quantize(
-            model, job, recipe, float_operations(onnx_operations(exported, job.graph), recipe.float_layers)
-        )
+        float_nodes = float_operations(onnx_operations(exported, job.graph), recipe.float_layers)
+        quantize = _quantize if job.precision == "int8" else _compress
+        model = quantize(model, job, recipe, _named_after(float_nodes, model))
     model = _with_pixel_input(model)
     _number_names(model)
     try:
-        openvino.save_model(model, job.folder / MODEL_FILE, compress_to_fp16=job.precision == "fp16")
+        openvino.save_model(model, job.folder / MODEL_FILE, compress_to_fp16=job.precision in _HALVED)
     except RuntimeError as error:  # its only word for a full disk is "iostream error"
         raise ExportError(f"OpenVINO cannot write into {job.folder.parent} ({error}): is there space left?") from error
     return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs, recipe)
 
 
-def _quantize(model: Any, job: Job, recipe: Recipe, float_nodes: Iterable[str]) -> Any:
+def _quantize(model: Any, job: Job, recipe: Recipe, float_operations: list[str]) -> Any:
     """Post-training quantization by NNCF: weights symmetric per channel, activations asymmetric (preset MIXED).
 
     Args:
         model: converted from an ONNX graph.
         job: with its calibration images.
         recipe: what is asked.
-        float_nodes: names of the ONNX graph's nodes that stay in float.
+        float_operations: names of those that stay in float.
     """
     import nncf
 
+    original = model.clone()
     images = job.calibration_images.images
     spec = input_spec(job, PIXELS)
-    return nncf.quantize(
+    quantized = nncf.quantize(
         model,
         nncf.Dataset(images, lambda image: fitted_input(image, spec)),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(images),
         advanced_parameters=_whole_ranges() if recipe.ranges == "minmax" else None,
-        ignored_scope=nncf.IgnoredScope(names=_named_after(float_nodes, model)),
+        ignored_scope=nncf.IgnoredScope(names=float_operations),
     )
+    if recipe.ranges not in _RANGES_OF_NNCF:
+        from deploy.openvino_ranges import set_ranges
+
+        set_ranges(quantized, original, job.calibration_inputs(), recipe)
+    return quantized
+
+
+def _compress(model: Any, job: Job, recipe: Recipe, float_operations: list[str]) -> Any:
+    """Weights in 8 bits per channel, all arithmetic in float."""
+    import nncf
+
+    mode, scope = nncf.CompressWeightsMode.INT8_SYM, nncf.IgnoredScope(names=float_operations)
+    return nncf.compress_weights(model, mode=mode, ignored_scope=scope)
 
 
 def _named_after(nodes: Iterable[str], model: Any) -> list[str]:
@@ -114,6 +130,7 @@ TARGET = Target(
     engine="openvino",
     packages={"onnx": "onnx", "onnxslim": "onnxslim", "openvino": "openvino", "nncf": "nncf"},
     compile=compile_openvino,
+    precisions=("fp32", "fp16", "bf16", "w8", "int8"),
 )
 
 if __name__ == "__main__":

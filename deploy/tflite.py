@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,7 @@ from deploy.bundle import OutputSpec
 from deploy.calibration import SILU_INPUT_FLOOR
 from deploy.command import run_target
 from deploy.errors import ExportError
-from deploy.quantization import Recipe
-from deploy.runtime import default_threads
+from deploy.quantization import CALIBRATED, Recipe
 from deploy.target import Compiled, Job, Target, input_spec
 
 MODEL_FILE = "model.tflite"
@@ -28,8 +27,6 @@ CLASS_LOGIT_CEILING = 4.0
 # Part of the calibration images' range that a classifier's logits may exceed it by, at either end.
 LOGIT_HEADROOM = 0.15
 
-Ranges = Mapping[str, Mapping[str, Any]]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
@@ -40,11 +37,11 @@ def compile_tflite(job: Job) -> Compiled:
     """The graph with pixels (1, height, width, 3): float32 in 0..1, or int8 (pixel - 128) for int8."""
     model = _convert(job)
     outputs, recipe = _outputs(model, job), None
-    if job.precision == "int8":
-        recipe = job.recipe()
-        model = _quantize(model, job, outputs, recipe)
-    elif job.precision == "fp16":
+    if job.precision == "fp16":
         model = _halve(model)
+    elif job.precision != "fp32":
+        recipe = job.recipe(ranges="minmax" if job.precision == "w8a16" else None)
+        model = _quantize(model, job, outputs, recipe)
     (job.folder / MODEL_FILE).write_bytes(model)
     pixels = _details(model)[0][0]
     dtype = np.dtype(pixels["dtype"]).name
@@ -64,18 +61,27 @@ def _convert(job: Job) -> bytes:
 
 
 def _quantize(model: bytes, job: Job, outputs: tuple[OutputSpec, ...], asked: Recipe) -> bytes:
-    """Static quantization: int8 activations per tensor, int8 weights per channel, int8 input and outputs."""
+    """Weights in int8 per channel, and activations per tensor as the precision says; int8 alone has no float border."""
     from ai_edge_quantizer import quantizer, recipe
 
-    from deploy.tflite_graph import with_float_outputs
+    from deploy.tflite_graph import with_float_outputs, with_output_names
 
-    static_int8 = recipe.static_wi8_ai8() + _left_in_float(model, job, asked)
-    whole = "" if asked.ranges == "minmax" else OUTPUT_PREFIX
-    ranges = _joined_ranges(_measure_ranges(model, job, static_int8), whole)
-    _fix_ranges(ranges, model, outputs)
-    worker = quantizer.Quantizer(model, static_int8)
+    library_recipe = {
+        "int8": recipe.static_wi8_ai8,
+        "w8a16": recipe.static_wi8_ai16,
+        "dynamic": recipe.dynamic_wi8_afp32,
+        "w8": recipe.weight_only_wi8_afp32,
+    }[job.precision]() + _left_in_float(model, job, asked)
+    ranges = None
+    if job.precision in CALIBRATED:
+        ranges = _measure_ranges(model, job, asked, outputs)
+        _fix_ranges(ranges, model, outputs)
+    if job.precision == "w8a16":
+        library_recipe += [_not_quantized(".*", operation) for operation in ("INPUT", "OUTPUT")]
+    worker = quantizer.Quantizer(model, library_recipe)
     result = worker.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    return with_float_outputs(bytes(result.quantized_model))
+    quantized = bytes(result.quantized_model)
+    return with_output_names(quantized, model) if job.precision == "w8a16" else with_float_outputs(quantized)
 
 
 def _left_in_float(model: bytes, job: Job, asked: Recipe) -> list[dict[str, Any]]:
@@ -88,40 +94,30 @@ def _left_in_float(model: bytes, job: Job, asked: Recipe) -> list[dict[str, Any]
         return []
     # An operation is known to the library by the names of its outputs, each with a semicolon after it.
     regex = f"^(?:{'|'.join(map(re.escape, names))})$"
-    return [{"regex": regex, "operation": "*", "algorithm_key": "no_quantize", "op_config": {}}]
+    return [_not_quantized(regex, "*")]
 
 
-def _measure_ranges(model: bytes, job: Job, quantization_recipe: Any) -> list[Ranges]:
-    """Per calibration image: tensor name to its least and greatest value."""
-    from ai_edge_quantizer import calibrator, recipe_manager
-
-    manager = recipe_manager.RecipeManager()
-    manager.load_quantization_recipe(quantization_recipe)
-    worker = calibrator.Calibrator(model, num_threads=default_threads())
-    measured = []
-    for images in job.calibration_inputs():
-        # One image at a time: the library's own average over images weighs the first one most.
-        worker.reset_model_qsvs()
-        worker.calibrate({SIGNATURE: [{"args_0": np.ascontiguousarray(images.transpose(0, 2, 3, 1))}]}, manager)
-        measured.append(worker.get_model_qsvs())
-    return measured
+def _not_quantized(regex: str, operation: str) -> dict[str, Any]:
+    return {"regex": regex, "operation": operation, "algorithm_key": "no_quantize", "op_config": {}}
 
 
-def _joined_ranges(measured: list[Ranges], whole: str) -> dict[str, dict[str, Any]]:
-    """Tensor name to range: the mean of the images' extremes; the extremes of all images for names that begin `whole`.
+def _measure_ranges(
+    model: bytes, job: Job, asked: Recipe, outputs: tuple[OutputSpec, ...]
+) -> dict[str, dict[str, Any]]:
+    """Tensor name to range by the recipe's method, in the form that the library takes.
 
     The extremes over all images together leave too coarse a step for nearly all of them in a detector; but nothing
     computes on the outputs, so nothing gains from a finer step there. For a classifier see `CalibrationList`.
     """
-    ranges = {}
-    for name in measured[0]:
-        lows, highs = (np.stack([image[name][end] for image in measured]) for end in ("min", "max"))
-        if name.startswith(whole):
-            low, high = lows.min(axis=0), highs.max(axis=0)
-        else:
-            low, high = lows.mean(axis=0, dtype=np.float64), highs.mean(axis=0, dtype=np.float64)
-        ranges[name] = {"min": low.astype(np.float32), "max": high.astype(np.float32)}
-    return ranges
+    from deploy.ranges import estimate_ranges
+    from deploy.tflite_graph import activations
+
+    images = (np.ascontiguousarray(image.transpose(0, 2, 3, 1)) for image in job.calibration_inputs())
+    found = estimate_ranges(activations(model, images), asked, [output.name for output in outputs])
+    return {
+        name: {"min": np.full((1, 1), low, np.float32), "max": np.full((1, 1), high, np.float32)}
+        for name, (low, high) in found.items()
+    }
 
 
 def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[OutputSpec, ...]) -> None:
@@ -132,7 +128,7 @@ def _fix_ranges(ranges: dict[str, dict[str, Any]], model: bytes, outputs: tuple[
     # Pixels are 0..1 whatever the images: then the quantized input is pixel - 128.
     pixels = ranges[_details(model)[0][0]["name"]]
     pixels["min"], pixels["max"] = np.zeros_like(pixels["min"]), np.ones_like(pixels["max"])
-    for name in ranges.keys() & set(silu_inputs(model)):  # those that stay in float have no range
+    for name in silu_inputs(model):
         ranges[name]["min"] = np.maximum(ranges[name]["min"], np.float32(SILU_INPUT_FLOOR))
     for output in outputs:
         if output.meaning == "class":  # the 255 steps are spent on scores that matter
@@ -188,6 +184,7 @@ TARGET = Target(
         "ai_edge_litert": "ai-edge-litert",
     },
     compile=compile_tflite,
+    precisions=("fp32", "fp16", "w8", "dynamic", "w8a16", "int8"),
 )
 
 if __name__ == "__main__":

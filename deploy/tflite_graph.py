@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploy.graph import Graph
 from deploy.layers import Operation, layer_of, student_layers
+from deploy.runtime import default_threads
 
 
 def tflite_operations(model: bytes, graph: Graph) -> list[Operation]:
@@ -72,3 +75,46 @@ def with_float_outputs(model: bytes) -> bytes:
         if output.tensorIndex in last:
             output.tensorIndex = last[output.tensorIndex].inputs[0]
     return bytes(flatbuffer_utils.convert_object_to_bytearray(content))
+
+
+def with_output_names(model: bytes, original: bytes) -> bytes:
+    """The model with its outputs named as in `original`, where the library put a dequantization after them."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    (before,) = schema.ModelT.InitFromObj(schema.Model.GetRootAs(original)).subgraphs
+    content = flatbuffer_utils.read_model_from_bytearray(bytearray(model))
+    (graph,) = content.subgraphs
+    names = [before.tensors[index].name for index in before.outputs]
+    for tensor in graph.tensors:
+        if tensor.name in names:
+            tensor.name += b"_quantized"
+    for index, name in zip(graph.outputs, names, strict=True):
+        graph.tensors[index].name = name
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(content))
+
+
+def activations(model: bytes, images: Iterable[NDArray[np.float32]]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """For each image all float tensors of the model by name, input included, constants left out.
+
+    The arrays are good until the next image.
+
+    Args:
+        model: in float.
+        images: (1, height, width, 3) float32 in 0..1.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.interpreter import Interpreter
+
+    content = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model))
+    (graph,) = content.subgraphs
+    made = sorted({index for one in graph.operators for index in one.outputs} | set(graph.inputs))
+    computed = [index for index in made if graph.tensors[index].type == schema.TensorType.FLOAT32]
+    interpreter = Interpreter(
+        model_content=model, num_threads=default_threads(), experimental_preserve_all_tensors=True
+    )
+    interpreter.allocate_tensors()
+    for image in images:
+        interpreter.set_tensor(graph.inputs[0], image)
+        interpreter.invoke()
+        yield {graph.tensors[index].name.decode(): interpreter.get_tensor(index) for index in computed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,13 @@ class Drift:
 
 
 def verify_bundle(
-    bundle: Bundle, graph: Graph, data: Path, image_count: int, max_drop_points: float, split: str | None = None
+    bundle: Bundle,
+    graph: Graph,
+    data: Path,
+    image_count: int,
+    max_drop_points: float,
+    split: str | None = None,
+    blame: Callable[[], Sequence[str]] = tuple,
 ) -> dict[str, Any]:
     """Score a bundle and its student on the same validation images, with the same code but for the network.
 
@@ -66,6 +72,7 @@ def verify_bundle(
         image_count: images at most, chosen evenly.
         max_drop_points: largest loss of mAP50-95, or of a classifier's top-1, in points (0..100) that is accepted.
         split: of an image-folder data set; default its held-out one.
+        blame: names the layers that cost most; asked only where the bundle is refused.
 
     Returns:
         The manifest's `verified`: metrics in 0..1, `drop_points` in points (0..100, negative for a gain), drift in
@@ -91,7 +98,7 @@ def verify_bundle(
         metric, other = "map50_95", "map50"
     student, compiled = figures
     drop_points = 100 * (student[metric] - compiled[metric])
-    _check_drop(metric, student[metric], compiled[metric], max_drop_points, dataset.name, drift)
+    _check_drop(metric, student[metric], compiled[metric], max_drop_points, dataset.name, drift, blame)
     return {
         "images": len(dataset),
         "dataset": dataset.name,
@@ -105,7 +112,13 @@ def verify_bundle(
 
 
 def _check_drop(
-    metric: str, student: float, compiled: float, allowed_points: float, dataset: str, drift: Mapping[str, Drift]
+    metric: str,
+    student: float,
+    compiled: float,
+    allowed_points: float,
+    dataset: str,
+    drift: Mapping[str, Drift],
+    blame: Callable[[], Sequence[str]],
 ) -> None:
     named = {"top1": "top-1", "map50_95": "mAP50-95"}[metric]
     drop_points = 100 * (student - compiled)
@@ -114,10 +127,13 @@ def _check_drop(
     if broken:
         raise VerificationError(f"the bundle's {', '.join(broken)} is not finite: try another precision")
     if drop_points > allowed_points:
+        layers = blame()
+        costly = f"; {', '.join(layers)} cost most" if layers else ""
+        remedy = f"--float-layers {','.join(layers)}, " if layers else ""
         raise VerificationError(
             f"the bundle loses {drop_points:.2f} points of {named} on {dataset} ({student:.4f} to "
-            f"{compiled:.4f}), {allowed_points:g} are allowed: give more --calibration-images, a larger "
-            "--max-drop, or --no-verify"
+            f"{compiled:.4f}), {allowed_points:g} are allowed{costly}: give {remedy}more --calibration-images, a "
+            "larger --max-drop, or --no-verify"
         )
 
 

@@ -17,6 +17,7 @@ from deploy.cli import log, number_within, positive_whole_number, run_command, u
 from deploy.errors import CalibrationError
 from deploy.image_folder import is_image_folder
 from deploy.quantization import CALIBRATED, DEFAULT_PERCENTILE, RANGE_METHODS, Quantization, parse_layers, parse_ranges
+from deploy.repair.names import METHOD_NAMES, NONE, parse_methods
 from deploy.student import find_student
 from deploy.target import Target
 
@@ -32,6 +33,8 @@ def run_target(target: Target, argv: Sequence[str] | None) -> int:
         parser.error(f"--calibration with a folder of images is of use with {' or '.join(CALIBRATED)} alone")
     if arguments.ranges and not calibrates:
         parser.error(f"--ranges is of use with {' or '.join(CALIBRATED)} alone")
+    if arguments.repair != NONE and arguments.precision not in CALIBRATED:
+        parser.error(f"--repair is of use with {' or '.join(CALIBRATED)} alone")
     if arguments.float_layers and arguments.precision.startswith(("fp", "bf")):
         parser.error(f"--float-layers is of no use with {arguments.precision}: all layers are in float")
     return run_command(lambda: _deploy(target, arguments))
@@ -48,14 +51,20 @@ def _is_data_set(source: Path) -> bool:
     return source.suffix in YAML_SUFFIXES or (source.is_dir() and is_image_folder(source))
 
 
-def _check_calibration(source: Path | None) -> None:
+def check_calibration_source(source: Path | None) -> None:
+    """Refuse a --calibration that is not there.
+
+    Raises:
+        CalibrationError: no such file or folder.
+    """
     if source is not None and not source.exists():
         raise CalibrationError(f"no --calibration {source}: check the path of the data.yaml or the folder of images")
 
 
 def _deploy(target: Target, arguments: argparse.Namespace) -> int:
-    _check_calibration(arguments.calibration)
+    check_calibration_source(arguments.calibration)
     quantization = _quantization(arguments)
+    repair = parse_methods(arguments.repair)
     student = find_student(arguments.student)
     default = Path("runs/deploy") / f"{student.name}-{target.engine}-{arguments.precision}"
     build: Callable[..., Bundle] = build_bundle
@@ -72,6 +81,7 @@ def _deploy(target: Target, arguments: argparse.Namespace) -> int:
         calibration_images=arguments.calibration_images,
         verify=not arguments.no_verify,
         max_drop_points=arguments.max_drop,
+        **({"repair": repair} if repair else {}),
     )
     if arguments.json:
         fields = {"bundle": str(bundle.path), "size_bytes": bundle.size_bytes}
@@ -117,6 +127,13 @@ def _parser(target: Target) -> argparse.ArgumentParser:
         "--float-layers",
         metavar="NAME,NAME",
         help="layers or blocks that stay in float, such as model.0,model.22.cv2.0; none: none (default: the target's)",
+    )
+    parser.add_argument(
+        "--repair",
+        default=NONE,
+        metavar="NAME,NAME",
+        help=f"change the weights for INT8 first: some of {', '.join(METHOD_NAMES)}: minutes; python -m deploy.repair "
+        "does it once for all targets (default: %(default)s)",
     )
     parser.add_argument(
         "--calibration",

@@ -1,0 +1,1 @@
+"""Weight repair before quantizing: `deploy.repair.methods.repair`, and `python -m deploy.repair`."""

@@ -1,0 +1,108 @@
+"""`python -m deploy.repair`: repair a student once, to be deployed to every target."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.build import DEFAULT_CALIBRATION_IMAGES, FALLBACK_IMGSZ, REPAIR_RECORD, calibration_list
+from deploy.cli import log, number_within, positive_whole_number, run_command, unused_path, whole_folder, whole_number
+from deploy.command import check_calibration_source
+from deploy.errors import StudentError
+from deploy.repair.names import DEFAULT_METHODS, METHOD_NAMES, parse_methods
+from deploy.steps import step
+from deploy.student import Student, find_student
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run_command(lambda: _repair(arguments))
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    check_calibration_source(arguments.calibration)
+    methods = parse_methods(arguments.methods)
+    student = find_student(arguments.student)
+    _check_not_repaired(student)
+    out = arguments.out or unused_path(Path("runs/repair") / student.name / "student")
+    images = calibration_list(student, arguments.calibration, arguments.calibration_images)
+    from deploy.graph import check_imgsz, load_graph
+    from deploy.repair.methods import repair
+    from deploy.repair.qat import Training
+    from deploy.repair.student_folder import write_repaired_student
+
+    with whole_folder(out) as folder:
+        with step(f"loading {student.checkpoint.name} of {student.name}"):
+            graph = load_graph(student.checkpoint, student.record)
+        size = arguments.imgsz or student.imgsz or graph.trained_imgsz or FALLBACK_IMGSZ[graph.task]
+        training = Training(steps=arguments.steps, rate=arguments.rate)
+        repaired = repair(graph, images, check_imgsz(size, graph), methods, arguments.seed, training)
+        write_repaired_student(student, repaired.graph, repaired.record, folder)
+    record = repaired.record
+    if arguments.json:
+        sys.stdout.write(json.dumps({"student": str(out), "repair": record}) + "\n")
+    else:
+        sys.stdout.write(f"{out}\n")
+    log(
+        f"distance of the simulated INT8 from the float student on {record['held_out']} held-out images: "
+        f"{record['distance_before']:.4f} before, {record['distance_after']:.4f} after "
+        f"({', '.join(record['kept']) or 'nothing kept'})"
+    )
+    log(f"next: python -m deploy.openvino --int8 --student {out}")
+    return 0
+
+
+def _check_not_repaired(student: Student) -> None:
+    if REPAIR_RECORD in student.record:
+        raise StudentError(f"{student.checkpoint} is repaired already: give the student that it was made from")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.repair",
+        description="Repair a student's weights for INT8, without labels; the float student is the teacher.",
+    )
+    parser.add_argument(
+        "--student", type=Path, help="student folder, run folder or .pt checkpoint (default: the newest below runs/)"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="data.yaml or image-folder data set, whose train split is used, or a folder of images "
+        "(default: the student's training images)",
+    )
+    parser.add_argument(
+        "--calibration-images",
+        type=positive_whole_number,
+        default=DEFAULT_CALIBRATION_IMAGES,
+        metavar="N",
+        help="how many of them at most, chosen evenly (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--methods",
+        default=",".join(DEFAULT_METHODS),
+        metavar="NAME,NAME",
+        help=f"some of {', '.join(METHOD_NAMES)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--imgsz", type=positive_whole_number, help="side of the deployed input (default: the student's)"
+    )
+    parser.add_argument("--steps", type=positive_whole_number, default=150, help="of qat (default: %(default)s)")
+    parser.add_argument(
+        "--rate",
+        type=lambda text: number_within(0.0, 1.0, text),
+        default=0.001,
+        help="of qat: greatest change of a weight per step, in steps of its int8 grid (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=lambda text: whole_number(0, text), default=0, help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="student folder to make (default: runs/repair/STUDENT/student)")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the folder's path")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""`python -m deploy.repair` and `--repair`: whole folders, the original as reference, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deploy import onnx
+from deploy.bundle import Bundle, sha256_file
+from deploy.errors import StudentError
+from deploy.graph import load_graph
+from deploy.repair.__main__ import main
+from deploy.repair.student_folder import original_checkpoint, write_repaired_student
+from deploy.student import find_student
+
+
+@pytest.fixture(scope="module")
+def repaired(deployed_student: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student folder made by the command line."""
+    out = tmp_path_factory.mktemp("repaired") / "student"
+    assert main(["--student", str(deployed_student.run), "--out", str(out), "--steps", "4"]) == 0
+    return out
+
+
+def test_the_new_folder_holds_the_student_its_original_and_the_record(repaired: Path, deployed_student: Any) -> None:
+    assert sorted(path.name for path in repaired.iterdir()) == ["original.pt", "student.json", "student.pt"]
+    student = find_student(repaired)
+    record = student.record["repair"]
+    assert record["methods"] == ["qat", "bias"]
+    assert record["original"]["sha256"] == sha256_file(deployed_student.checkpoint)
+    assert student.record["data"] == {"yaml": str(deployed_student.data_yaml)}
+    assert original_checkpoint(student) == repaired / "original.pt"
+    assert original_checkpoint(find_student(deployed_student.run)) is None
+
+
+def test_the_checkpoint_gives_the_changed_weights_back_to_the_last_bit(deployed_student: Any, tmp_path: Path) -> None:
+    graph = load_graph(deployed_student.checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in graph.network.parameters():
+        parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    write_repaired_student(find_student(deployed_student.run), graph, {"methods": []}, tmp_path)
+    read = dict(load_graph(tmp_path / "student.pt").network.named_parameters())
+    assert all(torch.equal(read[name], parameter) for name, parameter in graph.network.named_parameters())
+
+
+def test_ultralytics_opens_the_checkpoint(repaired: Path) -> None:
+    from ultralytics import YOLO
+
+    assert YOLO(str(repaired / "student.pt")).names == {0: "red", 1: "green", 2: "blue"}
+
+
+def test_a_bundle_of_it_is_verified_against_the_original(
+    repaired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploy import verify
+
+    seen = []
+    verify_bundle = verify.verify_bundle
+
+    def spy(bundle: Bundle, graph: Any, *rest: Any) -> dict[str, Any]:
+        seen.append(graph)
+        return verify_bundle(bundle, graph, *rest)
+
+    monkeypatch.setattr(verify, "verify_bundle", spy)
+    out = tmp_path / "bundle"
+    assert onnx.main(["--student", str(repaired), "--int8", "--max-drop", "100", "--out", str(out)]) == 0
+    original = dict(load_graph(repaired / "original.pt").network.named_parameters())
+    assert all(torch.equal(original[name], one) for name, one in seen[0].network.named_parameters())
+    manifest = Bundle.open(out).manifest
+    assert manifest.records["repair"] == find_student(repaired).record["repair"]
+    assert manifest.student["sha256"] == sha256_file(repaired / "student.pt")
+
+
+def test_the_flag_of_a_target_repairs_and_records_it(deployed_student: Any, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    flags = ["--int8", "--repair", "bias", "--max-drop", "100", "--out", str(out)]
+    assert onnx.main(["--student", str(deployed_student.run), *flags]) == 0
+    record = Bundle.open(out).manifest.records["repair"]
+    assert record["methods"] == ["bias"]
+    assert record["distance_after"] <= record["distance_before"]
+
+
+def test_a_repaired_student_is_not_repaired_again(repaired: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--student", str(repaired)]) == 1
+    assert "is repaired already" in capsys.readouterr().err
+    assert onnx.main(["--student", str(repaired), "--int8", "--repair", "bias", "--no-verify"]) == 1
+    assert "is repaired already" in capsys.readouterr().err
+
+
+def test_a_changed_or_missing_original_is_refused(repaired: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(repaired, tmp_path / "copy"))
+    (folder / "original.pt").write_bytes(b"another")
+    with pytest.raises(StudentError, match=r"original\.pt is not the student that student\.json names"):
+        original_checkpoint(find_student(folder))
+    (folder / "original.pt").unlink()
+    with pytest.raises(StudentError, match="which is not beside it"):
+        original_checkpoint(find_student(folder))
+
+
+def test_an_unknown_method_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--methods", "magic"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: no weight repair by 'magic': give some of equalise, qat, adaround, bias, or none"
+    ]
+
+
+def test_a_float_precision_refuses_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        onnx.main(["--repair", "bias"])
+    assert stop.value.code == 2
+    assert "--repair is of use with int8 or w8a16 alone" in capsys.readouterr().err
+
+
+def test_nothing_is_left_where_the_repair_fails(
+    deployed_student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("deploy.repair.student_folder.write_repaired_student", fail)
+    out = tmp_path / "student"
+    assert main(["--student", str(deployed_student.run), "--out", str(out), "--steps", "1"]) == 1
+    assert json.dumps([str(path) for path in tmp_path.iterdir()]) == "[]"

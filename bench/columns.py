@@ -60,6 +60,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("bundle", "bundle", "The model folder that ran.", lambda row: row.bundle, _plain_text),
     Column("engine", "runtime", "The inference library.", lambda row: row.engine, _plain_text),
     Column("precision", "precision", "Number format of the model.", lambda row: row.precision, _plain_text),
+    Column(
+        "executed",
+        "executed",
+        "What the engine ran the convolutions as, and how many of them, by its own account.",
+        lambda row: row.executed,
+        _plain_text,
+    ),
     Column("pixels", "px", "Side of the network input in pixels.", lambda row: row.pixels, _plain_text),
     Column("threads", "threads", "Threads of one inference.", lambda row: row.threads, _plain_text),
     Column(
@@ -148,6 +155,9 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+_WORDS = ("device", "bundle", "engine", "precision", "executed")  # aligned to the left
+
+
 def shown_columns(rows: Sequence[Row]) -> list[Column]:
     """The columns of a table: what no row has, or only bundles of another task, is left out."""
     classified = any(row.top1 is not None for row in rows)
@@ -157,6 +167,8 @@ def shown_columns(rows: Sequence[Row]) -> list[Column]:
         absent = {"map50_95", "map50"}
     if all(row.drop_points is None for row in rows):
         absent = absent | {"drop_points"}
+    if all(row.executed is None for row in rows):
+        absent = absent | {"executed"}
     return [column for column in COLUMNS if column.key not in absent]
 
 
@@ -169,8 +181,8 @@ def text_table(rows: Sequence[Row]) -> str:
     written = []
     for line in lines:
         cells = [
-            cell.ljust(width) if index < 4 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if column.key in _WORDS else cell.rjust(width)
+            for column, cell, width in zip(columns, line, widths, strict=True)
         ]
         written.append("  ".join(cells).rstrip())
     return "\n".join(written)

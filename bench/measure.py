@@ -3,8 +3,8 @@
     python -m bench.measure JOB.json      (or -: the job on stdin, and an end as soon as stdin ends)
 
 It writes lines of JSON to stdout: one `measurement`, one `detections` (of a classifier: `classes`) per image of the
-accuracy pass, one `end`. The lines `progress STAGE PERCENT` on stderr are for whoever watches. `bench.run` starts it;
-by hand it works as well.
+accuracy pass, one `audit` of what the engine executed, one `end`. The lines `progress STAGE PERCENT` on stderr are for
+whoever watches. `bench.run` starts it; by hand it works as well.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from bench.machine import machine_facts, machine_state, peak_rss_bytes
 from bench.stages import Stages, accuracy_settings, recorder, timed_stages
 from bench.wire import decode_detections, encode_detections
 from deploy.bundle import Bundle, Manifest
-from deploy.cli import log, run_command
+from deploy.cli import log, one_line, run_command
+from deploy.errors import DeployError
 from deploy.runtime import Engine, default_threads, load_engine, read_image
+from deploy.runtime.audit import audit_record, executed
 from deploy.runtime.options import OPTIONS
 
 __all__ = ["STAGES", "Job", "decode_detections", "encode_detections", "main", "measure"]
@@ -48,6 +50,7 @@ STAGES = ("preprocess", "inference", "postprocess")
 _KEPT_IMAGES = 8
 _KEPT_BYTES = 32_000_000
 
+_AUDIT_RUNS = 3  # enough for shares of the time; a slow device needs seconds for each
 _PROGRESS_INTERVAL_S = 0.5
 _HOST_GONE_EXIT_CODE = 3
 
@@ -147,8 +150,17 @@ def measure(job: Job, emit: Emit) -> None:
     )
     if job.accuracy:
         _accuracy_pass(engine, bundle.manifest, job.images, emit)
-    emit({"kind": "end", "images": len(job.images) if job.accuracy else 0})
     engine.close()
+    emit({"kind": "audit", "audit": _audit(bundle, threads)})
+    emit({"kind": "end", "images": len(job.images) if job.accuracy else 0})
+
+
+def _audit(bundle: Bundle, threads: int) -> dict[str, Any]:
+    """What the engine executed, or why it does not tell; last of all, as the model is opened once more for it."""
+    try:
+        return audit_record(bundle, threads, executed(bundle, threads, runs=_AUDIT_RUNS))
+    except DeployError as error:
+        return {"error": one_line(error)}
 
 
 def _engine_options(job: Job, manifest: Manifest) -> dict[str, bool]:

@@ -109,7 +109,9 @@ class Result:
         peak_rss_bytes: peak resident set of the process (VmHWM) after the timed loop, before the accuracy pass.
         accuracy: of a detector or segmenter its boxes', of a classifier its classes'; None where no labelled data was
             given.
-        executed: what the engine says it ran (library, version, inference precision, threads…).
+        executed: what the engine says it ran (library, version, inference precision, threads…), and the `audit` of
+            its operators (`deploy.runtime.audit.audit_record`; absent from older results, an `error` where the engine
+            does not tell).
         tools: versions on the device (python, numpy, engine).
         created: UTC time, ISO 8601.
     """

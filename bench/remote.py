@@ -10,7 +10,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bench.wire import TopClasses, decode_classes, decode_detections
 from deploy.bundle import MANIFEST_NAME, Bundle, sha256_file
 from deploy.runtime import Detections
 from devices import Completed, Device
+from devices.engines import engine_packages
 
 # All that the worker imports: this list is what a device receives, and a test runs the worker with nothing else.
 _CODE_ROOT = Path(deploy.__file__).resolve().parent.parent
@@ -32,6 +33,7 @@ _CODE_FILES = (
     "bench/stages.py",
     "bench/wire.py",
     "deploy/__init__.py",
+    "deploy/audit.py",
     "deploy/bundle.py",
     "deploy/cli.py",
     "deploy/errors.py",
@@ -39,13 +41,6 @@ _CODE_FILES = (
     "deploy/runtime/**/*.py",
 )
 
-# Any one of these runs an engine's bundles, the first is the one to install.
-_ENGINE_PACKAGES = {
-    "onnx": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "tflite": ("ai-edge-litert", "tflite-runtime"),
-    "ncnn": ("ncnn",),
-}
 _OLDEST_PYTHON = (3, 11)
 
 # A worker shows progress at least once per image; nothing takes this long but a machine that hangs.
@@ -63,11 +58,14 @@ class Measured:
         measurement: the record.
         detections: of each image, from a detector's bundle; else empty.
         classes: of each image, from a classifier's bundle; else empty.
+        audit: what the engine executed (`deploy.runtime.audit.audit_record`), or `error`: why it does not tell; empty
+            of a worker that does not audit.
     """
 
     measurement: Mapping[str, Any]
     detections: tuple[Detections, ...]
     classes: tuple[TopClasses, ...] = ()
+    audit: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Site:
@@ -124,13 +122,33 @@ class Site:
             raise BenchError(_failure(done, here, self.device))
         return _parsed(done, len(images) if order.accuracy else 0, self._where)
 
+    def audit(self, bundle: Bundle, threads: int | None) -> Mapping[str, Any]:
+        """What the engine executes there, in a fresh process; see `deploy.runtime.audit.audit_record`.
+
+        Raises:
+            BenchError: the engine is not installed there, or does not tell.
+            DeviceError: the device failed.
+        """
+        self.check_engine(bundle.manifest.engine)
+        there = self._bundle_path(bundle)
+        count = threads or self.device.threads
+        done = self.device.run(
+            [*self.device.python, f"{self._code}/deploy/audit.py", there, "--json"]
+            + ([] if count is None else ["--threads", str(count)]),
+            timeout_s=_SILENCE_S,
+        )
+        for line in done.stdout.splitlines():
+            if line.startswith('{"bundle"'):
+                return checked_audit(json.loads(line)) | {"bundle": bundle.path.resolve().name}
+        raise BenchError(_failure(done, {there: str(bundle.path)}, self.device))
+
     def check_engine(self, engine: str) -> None:
         """See that bundles of `engine` can run there.
 
         Raises:
             BenchError: no library for it is installed.
         """
-        packages = _ENGINE_PACKAGES[engine]
+        packages = engine_packages(engine)
         if not any(self._packages.get(package) for package in packages):
             raise BenchError(self._not_installed(f"{' or '.join(packages)} is not installed", packages[0]))
 
@@ -192,6 +210,7 @@ def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
     measurement: Mapping[str, Any] | None = None
     detections: list[Detections] = []
     classes: list[TopClasses] = []
+    audit: Mapping[str, Any] = {}
     ended = False
     for line in done.stdout.splitlines():
         if not line.startswith('{"kind"'):
@@ -208,6 +227,8 @@ def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
                 detections.append(decode_detections(record))
             elif record["kind"] == "classes":
                 classes.append(decode_classes(record))
+            elif record["kind"] == "audit":
+                audit = checked_audit(record.get("audit"))
         except BenchError as error:
             raise BenchError(f"{where}{error}") from error
         ended = record["kind"] == "end"
@@ -216,7 +237,22 @@ def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
         raise BenchError(
             f"{where}the worker reported {found} of {expected_images} images and then stopped: run the bench again"
         )
-    return Measured(measurement, tuple(detections), tuple(classes))
+    return Measured(measurement, tuple(detections), tuple(classes), audit)
+
+
+def checked_audit(audit: Any) -> dict[str, Any]:
+    """An audit as a worker reported it.
+
+    Raises:
+        BenchError: it is none, or a field of it is of another kind.
+    """
+    kinds: dict[str, Any] = {"passed": bool, "verdict": str, "convolutions": dict, "kinds": list, "notes": list}
+    if isinstance(audit, dict):
+        if isinstance(audit.get("error"), str):
+            return audit
+        if all(isinstance(audit.get(name), kind) for name, kind in kinds.items()):
+            return audit
+    raise BenchError(f"the worker's audit is {audit!r:.60}, expected {', '.join(kinds)}: run the bench again")
 
 
 def _check_measurement(record: Mapping[str, Any], where: str) -> None:

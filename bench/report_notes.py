@@ -45,6 +45,11 @@ def _row_notes(row: Row) -> list[str]:
     asked, executed = (row.result.executed.get(f"precision_hint_{which}") for which in ("asked", "executed"))
     if asked is not None and asked != executed:
         notes.append(f"asked to run in {asked}, the engine executed {executed}.")
+    audit = _mapping(row.result.executed.get("audit"))
+    if audit.get("passed") is False:
+        notes.append(f"{audit.get('verdict')}.")
+    elif "error" in audit:
+        notes.append(f"what was executed is not known: {audit['error']}.")
     count = len(row.result.latency.inference_s)
     if count < _FEW_SAMPLES:
         samples = "1 latency sample" if count == 1 else f"{count} latency samples"

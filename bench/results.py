@@ -49,7 +49,7 @@ def make_result(device: str, bundle: Bundle, images: MeasuredImages, measured: M
         peak_rss_bytes=record["peak_rss_bytes"],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         accuracy=_accuracy(bundle, images, measured),
-        executed=record["executed"],
+        executed={**record["executed"], **({"audit": dict(measured.audit)} if measured.audit else {})},
         tools=record["tools"],
     )
 

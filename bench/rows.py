@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench.errors import BenchError
 from bench.records import Accuracy, Result, TopAccuracy
@@ -27,6 +28,7 @@ class Row:
         bundle: name of the bundle.
         engine: "onnx", "openvino" or "tflite".
         precision: "fp32", "fp16" or "int8", as asked of the tool chain.
+        executed: what the engine executed the convolutions as, by its own account: "INT8 57/63"; None if not told.
         pixels: network input, "640" if square, else "height x width".
         threads: of the engine, as asked; None if not recorded.
         map50_95: 0..1, of a detector or segmenter; None where nothing was scored.
@@ -51,6 +53,7 @@ class Row:
     bundle: str
     engine: str
     precision: str
+    executed: str | None
     pixels: str
     threads: int | None
     map50_95: float | None
@@ -106,6 +109,7 @@ def result_row(result: Result, folder: Path) -> Row:
             bundle=str(result.bundle["name"]),
             engine=str(result.bundle["engine"]),
             precision=str(result.bundle["precision"]),
+            executed=_executed(result.executed.get("audit")),
             pixels=f"{height}" if height == width else f"{height}x{width}",
             threads=None if threads is None else int(threads),
             **_accuracies(result.accuracy),
@@ -122,6 +126,15 @@ def result_row(result: Result, folder: Path) -> Row:
         raise BenchError(
             f"the result in {folder} is incomplete ({type(error).__name__}: {error}): run the bench again"
         ) from error
+
+
+def _executed(audit: Mapping[str, Any] | None) -> str | None:
+    """The precision of most convolutions and products, and of how many of them."""
+    counts = audit["convolutions"] if audit and "error" not in audit else {}
+    if not counts:
+        return None
+    name = max(counts, key=lambda one: int(counts[one]))
+    return f"{name} {counts[name]}/{sum(counts.values())}"
 
 
 def _accuracies(accuracy: Accuracy | TopAccuracy | None) -> dict[str, float | None]:

@@ -158,6 +158,8 @@ class _Run:
         else:
             self._finished.append(folder)
             log(f"{name} on {site.device.name}: {in_short(result)}")
+            if measured.audit.get("passed") is False:
+                log(f"warning: {name}: {measured.audit['verdict']}")
 
     def _fail(self, path: Path, error: Exception) -> None:
         self._failures[str(path)] = one_line(error)

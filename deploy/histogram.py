@@ -43,8 +43,8 @@ class Histogram:
         if not len(places):
             return np.zeros(1), np.ones(1), 0.0
         span = slice(places[0], places[-1] + 1)
-        centres = (np.arange(-_BINS, _BINS) + 0.5) * self._width
-        return centres[span], self._counts[span].astype(np.float64), self._width
+        centres = np.arange(-_BINS, _BINS, dtype=np.float64) + 0.5
+        return centres[span] * self._width, self._counts[span].astype(np.float64), self._width
 
     def _widen(self, width: float) -> None:
         if not self._width:

@@ -61,4 +61,3 @@ def recipes(engine: str, machine: str) -> tuple[Recipe, ...]:
 def engine_packages(engine: str) -> tuple[str, ...]:
     """Distributions any one of which runs an engine's bundles, the one to install first."""
     return tuple(recipe.engine_package for recipe in _RECIPES[engine])
-

@@ -147,7 +147,7 @@ def _search(weight: Tensor, patches: Tensor, target: Tensor, how: Rounding) -> T
                 beta = _BETA_END + (_BETA_START - _BETA_END) * (1 - done)
                 loss = loss + how.pull * (1 - (2 * up - 1).abs().pow(beta)).mean()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     decided = below + (_rectified(undecided.detach()) >= 0.5).to(below.dtype)
     nearest = levels.round()

@@ -74,7 +74,7 @@ def train(
     for step, batch in enumerate(_batches(task.images, training, random), start=1):
         active = (torch.rand(len(ranges), generator=random) >= training.drop).tolist()
         optimizer.zero_grad(set_to_none=True)
-        _loss(task.graph, student, batch, ranges, active).backward()
+        _loss(task.graph, student, batch, ranges, active).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.parameters(), _GREATEST_GRADIENT)
         optimizer.step()
         schedule.step()

@@ -98,7 +98,7 @@ def _save(source: Path, network: nn.Module, destination: Path) -> None:
 def _by_checkpoint_name(network: nn.Module, head: int) -> dict[str, torch.Tensor]:
     """Parameters by the names that they have in a fused checkpoint."""
     names = {"box_branches": "cv2", "class_branches": "cv3", "mask_branches": "cv4", "prototypes": "proto"}
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, parameter in network.named_parameters():
         first, rest = name.split(".", 1)
         if name.startswith("body.layers."):

@@ -40,14 +40,14 @@ class Task:
 
     def ranges(self, network: nn.Module) -> tuple[Range, ...]:
         """The activation ranges of `network` in float, as the targets will choose them."""
-        batches = (batch.float() / 255 for batch in torch.cat([self.images, self.held_out]).split(1))
+        batches = (batch.float() / 255 for batch in torch.cat([self.images, self.held_out]).split(1))  # type: ignore[no-untyped-call]
         return measure_ranges(network, batches, whole=self.graph.task == "classify")
 
     def distance(self, network: nn.Module, ranges: Sequence[Range]) -> float:
         """Of the simulated INT8 from the float student, mean over the held-out images."""
         distances = []
         with torch.no_grad():
-            for image in (self.held_out.float() / 255).split(1):
+            for image in (self.held_out.float() / 255).split(1):  # type: ignore[no-untyped-call]
                 expected = as_tuple(self.graph.network(image))
                 met = run_quantized(network, image, ranges)
                 distances.append(float(output_distance(self.graph.outputs, met, expected, self.graph.reg_max)))

@@ -104,9 +104,9 @@ def test_the_worker_reports_what_the_classifier_finds(colour_bundle: Path, colou
     records: list[dict[str, object]] = []
     job = Job(str(colour_bundle), images, threads=1, warmup=0, samples=3, min_seconds=0)
     measure(job, lambda record: records.append(json.loads(json.dumps(record))))
-    assert [record["kind"] for record in records] == ["measurement", *["classes"] * 15, "end"]
+    assert [record["kind"] for record in records] == ["measurement", *["classes"] * 15, "audit", "end"]
     classifier = Classifier(Bundle.open(colour_bundle), threads=1)
-    for path, record in zip(images, records[1:-1], strict=True):
+    for path, record in zip(images, records[1:-2], strict=True):
         assert decode_classes(record).class_ids.tolist() == classifier(path).class_ids.tolist()
     with pytest.raises(BenchError, match=r"classes of image 0 cannot be read .*1 scores, 3 classes"):
         decode_classes({**records[1], "scores": "AAAAAA=="})

@@ -29,7 +29,7 @@ def images(tiny_data: Path) -> tuple[str, ...]:
 
 def test_the_records_come_in_order_and_hold_every_raw_sample(tiny_bundle: Path, images: tuple[str, ...]) -> None:
     records = _records(Job(str(tiny_bundle), images, threads=1, warmup=2, samples=17, min_seconds=0))
-    assert [record["kind"] for record in records] == ["measurement", *["detections"] * 6, "end"]
+    assert [record["kind"] for record in records] == ["measurement", *["detections"] * 6, "audit", "end"]
     measurement = records[0]
     assert {name: len(samples) for name, samples in measurement["latency"].items()} == {
         "preprocess_s": 17,
@@ -53,7 +53,7 @@ def test_the_records_come_in_order_and_hold_every_raw_sample(tiny_bundle: Path, 
 def test_the_accuracy_pass_gives_what_the_detector_gives(tiny_bundle: Path, images: tuple[str, ...]) -> None:
     records = _records(Job(str(tiny_bundle), images, threads=1, samples=1, min_seconds=0))
     detector = Detector(tiny_bundle, conf=0.001, iou=0.7, max_det=300, threads=1, multi_label=True)
-    for record, image in zip(records[1:-1], images, strict=True):
+    for record, image in zip(records[1:-2], images, strict=True):
         expected, found = detector(image), decode_detections(record)
         assert len(expected) > 10
         np.testing.assert_array_equal(found.boxes_xyxy, expected.boxes_xyxy)
@@ -63,7 +63,7 @@ def test_the_accuracy_pass_gives_what_the_detector_gives(tiny_bundle: Path, imag
 
 def test_without_accuracy_only_the_measurement_is_made(tiny_bundle: Path, images: tuple[str, ...]) -> None:
     records = _records(Job(str(tiny_bundle), images, samples=1, min_seconds=0, accuracy=False))
-    assert [record["kind"] for record in records] == ["measurement", "end"]
+    assert [record["kind"] for record in records] == ["measurement", "audit", "end"]
     assert records[0]["protocol"]["accuracy"] is None
     assert records[0]["protocol"]["threads"] == len(os.sched_getaffinity(0))
 
@@ -171,7 +171,7 @@ def test_a_job_in_a_file_runs_by_hand_from_anywhere(tiny_bundle: Path, images: t
     (tmp_path / "bench" / "__init__.py").write_text("raise SystemExit('the wrong bench')")
     done = subprocess.run([*WORKER, "job.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 8
+    assert len(done.stdout.splitlines()) == 9
     assert "progress accuracy 100%" in done.stderr
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench import audit
 from bench.classes_file import read_classes
 from bench.detections_file import read_detections
 from bench.errors import BenchError
@@ -92,6 +93,15 @@ def test_a_device_detects_what_this_machine_detects(far: Far, capsys: Capture) -
     assert "opencv" not in far_result.tools
     assert far_result.peak_rss_bytes < local_result.peak_rss_bytes + 20e6
     capsys.readouterr()
+
+
+def test_an_audit_on_a_device_says_what_one_here_says(far: Far, tiny_bundle: Path, capsys: Capture) -> None:
+    far()
+    assert audit.main([str(tiny_bundle), "--device", "far", "--json"]) == 0
+    assert audit.main([str(tiny_bundle), "--threads", "1", "--json"]) == 0
+    there, here = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    for name in ("bundle", "engine", "threads", "convolutions", "verdict"):
+        assert there[name] == here[name]
 
 
 def test_a_device_classifies_what_this_machine_classifies(

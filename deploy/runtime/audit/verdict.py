@@ -32,7 +32,7 @@ class Verdict:
     Attributes:
         passed: whether at least `LEAST_SHARE` of the multiplications did.
         text: one line that says so, with the counts.
-        share: part of all multiplications that ran as promised, 0..1; those kept in float by the recipe included.
+        share: part of all multiplications that ran as promised and accelerated, 0..1.
     """
 
     passed: bool
@@ -132,15 +132,15 @@ def _sentence(
 ) -> str:
     """The verdict in one line."""
     what = "convolutions" if all(one.role == CONVOLUTION for one in judged) else "convolutions and products"
-    others = [one for one in judged if one not in kept]
-    shown = _by_precision(kept) or {PROMISED[precision][0]: 0}
+    as_promised = [one for one in judged if one.precision in PROMISED[precision]]
+    shown = _by_precision(as_promised) or {PROMISED[precision][0]: 0}
     counts = " and ".join(f"{name}: {count}" for name, count in shown.items())
-    text = f"{counts} of {len(judged)} {what}, {100 * share:.1f} % of the multiplications"
-    slow = sum(not one.accelerated for one in others if one.precision in PROMISED[precision])
-    wrong = [one for one in others if one.precision not in PROMISED[precision]]
+    text = f"{counts} of {len(judged)} {what}"
+    slow = len(as_promised) - len(kept)
+    text += f", {slow} of them by kernels that are not accelerated" if slow else ""
+    text += f", {100 * share:.1f} % of the multiplications"
+    wrong = _by_precision([one for one in judged if one.precision not in PROMISED[precision]])
     if wrong:
-        text += "; " + " and ".join(f"{count} in {name}" for name, count in _by_precision(wrong).items())
-        text += f", {excused} of them by recipe" if excused else ""
-    if slow:
-        text += f"; {slow} in {PROMISED[precision][0]} by kernels that are not accelerated"
-    return f"executed as {text}" if passed else f"FALLS BACK, {precision} is claimed but executed was {text}"
+        text += "; " + " and ".join(f"{count} in {name}" for name, count in wrong.items())
+        text += f", {excused} of them by recipe" if excused and not slow else ""
+    return f"executed as {text}" if passed else f"FALLS BACK, {precision} is claimed; executed as {text}"

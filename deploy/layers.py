@@ -32,8 +32,9 @@ class Layer:
     Attributes:
         name: as the student's checkpoint calls it: `model.0.conv`, `model.22.cv2.0.2`.
         module: as `Graph.network` calls it; "" of an exported program, whose layers are no modules.
-        weight: (outputs, values of one output) float32, each row divided by its entry of greatest magnitude and sorted:
-            the same however an exporter transposes them, and whether or not it folds a BatchNorm in.
+        weight: (outputs, values of one output) float32, the magnitudes of each row divided by the greatest and sorted:
+            the same however an exporter transposes them, and whether or not it folds a BatchNorm in, whose factors may
+            be negative.
     """
 
     name: str
@@ -155,8 +156,8 @@ def float_operations(operations: Sequence[Operation], float_layers: Iterable[str
 
 def row_signature(weight: NDArray[np.float32], axis: int = 0) -> NDArray[np.float32]:
     """Weights as `Layer.weight` has them; `axis` is the one of the outputs."""
-    rows = np.moveaxis(np.asarray(weight, np.float32), axis, 0).reshape(weight.shape[axis], -1)
-    greatest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1, keepdims=True), axis=1)
+    rows = np.abs(np.moveaxis(np.asarray(weight, np.float32), axis, 0).reshape(weight.shape[axis], -1))
+    greatest = rows.max(axis=1, keepdims=True)
     return np.sort(rows / np.where(greatest == 0, np.float32(1), greatest), axis=1)
 
 

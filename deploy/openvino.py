@@ -6,13 +6,16 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy.calibration import fitted_input
 from deploy.command import run_target
 from deploy.errors import ExportError
 from deploy.quantization import Recipe
 from deploy.target import Compiled, Job, Target, input_spec
+
+if TYPE_CHECKING:
+    from deploy.layers import Operation
 
 MODEL_FILE = "model.xml"
 PIXELS = "pixels"
@@ -40,9 +43,10 @@ def compile_openvino(job: Job) -> Compiled:
     model = openvino.convert_model(io.BytesIO(exported.SerializeToString()))
     if job.precision in ("int8", "w8"):
         recipe = job.recipe()
-        float_nodes = float_operations(onnx_operations(exported, job.graph), recipe.float_layers)
+        nodes = onnx_operations(exported, job.graph)
+        floats = set(float_operations(nodes, recipe.float_layers))
         quantize = _quantize if job.precision == "int8" else _compress
-        model = quantize(model, job, recipe, _named_after(float_nodes, model))
+        model = quantize(model, job, recipe, _named_after([node for node in nodes if node.name in floats], model))
     model = _with_pixel_input(model)
     _number_names(model)
     try:
@@ -90,9 +94,13 @@ def _compress(model: Any, job: Job, recipe: Recipe, float_operations: list[str])
     return nncf.compress_weights(model, mode=mode, ignored_scope=scope)
 
 
-def _named_after(nodes: Iterable[str], model: Any) -> list[str]:
-    """Names of the operations that came of ONNX nodes, which conversion names after them and may split in two."""
-    wanted = set(nodes)
+def _named_after(nodes: Iterable[Operation], model: Any) -> list[str]:
+    """Names of the operations that came of ONNX nodes.
+
+    Conversion may split a node in two, and names them after it; a node without a bias that makes an output is named
+    after that.
+    """
+    wanted = {name for node in nodes for name in (node.name, *node.outputs)}
     names = [operation.get_friendly_name() for operation in model.get_ordered_ops()]
     return [name for name in names if name.removesuffix("/WithoutBiases") in wanted]
 

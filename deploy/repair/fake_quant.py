@@ -161,8 +161,9 @@ class Simulation(TorchFunctionMode):
         if made() is x:
             self.silu_layers.add(number)
         x = self._rounded(x, SILU_INPUT_FLOOR)
-        gate = torch.sigmoid(x)
-        return x * (gate if self._ranges is None else GATE.round(gate))
+        if self._ranges is None:
+            return nn.functional.silu(x)
+        return x * GATE.round(torch.sigmoid(x))
 
     def _rounded(self, x: Tensor, floor: float = -np.inf) -> Tensor:
         known = self._on_grid.get(id(x))

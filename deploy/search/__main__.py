@@ -219,7 +219,9 @@ def _targets(text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in ENGINES]
     if unknown or not names:
-        raise argparse.ArgumentTypeError(f"no target {', '.join(unknown) or text!r}: known are {', '.join(ENGINES)}")
+        raise argparse.ArgumentTypeError(
+            f"no target {', '.join(unknown or [repr(text)])}: known are {', '.join(ENGINES)}"
+        )
     return names
 
 

@@ -87,7 +87,9 @@ def test_the_multiplications_are_those_of_the_network(engine: str, bundles, depl
         graph.network(torch.zeros(1, 3, 96, 96))
     for precision in ("fp32", "int8"):
         record = _audit(Bundle.open(bundles(engine, precision)))
-        assert sum(one["macs"] for one in record["operators"]) == expected
+        found = sum(one["macs"] for one in record["operators"])
+        # ONNX Runtime fills the few class outputs up to the width of its vectors and multiplies those, too.
+        assert expected <= found <= expected * (1.002 if engine == "onnx" else 1)
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
@@ -176,14 +178,10 @@ def test_tflite_without_xnnpack_is_caught_though_it_executes_int8(bundles, forge
     assert "XNNPACK took no operator: all ran by LiteRT's own kernels" in record["notes"]
 
 
-def test_onnx_with_signed_activations_is_int8_with_a_note(tmp_path: Path, forged, bundles) -> None:
+def test_onnx_with_signed_activations_is_int8(forged, bundles) -> None:
     bundle = forged(bundles("onnx", "int8"), _signed_convolution)
     found = executed(bundle, 1, runs=1)
     assert [one.precision for one in found.operators if one.counts] == ["INT8"]
-    import platform
-
-    signed = any("1 with signed activations" in note for note in found.notes)
-    assert signed == (platform.machine() == "x86_64")
 
 
 # The verdict ---------------------------------------------------------------------------------------------------------

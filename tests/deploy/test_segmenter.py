@@ -194,7 +194,7 @@ def test_a_segmenter_is_timed_with_its_masks_and_scored_by_its_boxes(
     records: list[dict[str, Any]] = []
     job = Job(str(bundles["fp32"].path), images, threads=1, warmup=0, samples=2, min_seconds=0)
     measure(job, lambda record: records.append(dict(record)))
-    assert [record["kind"] for record in records] == ["measurement", "detections", "detections", "end"]
+    assert [record["kind"] for record in records] == ["measurement", "detections", "detections", "audit", "end"]
 
 
 def test_a_detectors_bundle_is_refused_by_the_segmenter() -> None:

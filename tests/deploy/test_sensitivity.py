@@ -80,7 +80,8 @@ def test_nothing_quantized_gives_the_float_outputs_to_the_last_bit(probe) -> Non
 
 def test_what_a_choice_does_not_reach_is_left_out_without_changing_the_answer(probe) -> None:
     last = probe.quantizer.quantized(probe.numbers(["model.22.cv3.2"]))
-    assert len(probe.quantizer.reached(last)) == 3
+    # The box branch of that level reads the same activation, which is rounded for both.
+    assert probe.quantizer.reached(last) == probe.numbers(["model.22.cv2.2", "model.22.cv3.2"])
     everything = frozenset(range(probe.quantizer.layer_count))
     outputs = probe.quantizer.outputs(probe.images[0], [last])
     next(outputs)

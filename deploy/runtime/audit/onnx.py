@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,7 +69,7 @@ def executed(bundle: Bundle, threads: int, options: Options, pixels: NDArray[np.
             library = f"ONNX Runtime {onnxruntime.__version__}"
             raise EngineError(f"{library} refuses {bundle.model_path}: {reason(error)}") from error
     operators = tuple(_operator(name, events, graph) for name, events in _by_node(profile).items())
-    return Executed("onnxruntime", str(onnxruntime.__version__), operators, _notes(operators, profile, graph))
+    return Executed("onnxruntime", str(onnxruntime.__version__), operators, _notes(operators, graph))
 
 
 def _by_node(profile: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -135,22 +134,11 @@ def _weights(name: str, kind: str, graph: OnnxGraph) -> tuple[int, ...]:
     return graph.constants[tensor]
 
 
-def _notes(operators: Sequence[Operator], profile: Sequence[Mapping[str, Any]], graph: OnnxGraph) -> tuple[str, ...]:
+def _notes(operators: Sequence[Operator], graph: OnnxGraph) -> tuple[str, ...]:
     notes = []
     dequantized = sum(one.counts and one.precision == "FP32" and _is_dequantized(one.name, graph) for one in operators)
     if dequantized:
         notes.append(f"{dequantized} float convolutions or products read what DequantizeLinear made of 8-bit values")
-    signed = {
-        str(event["name"])
-        for event in profile
-        if str(event.get("args", {}).get("op_name", "")).startswith("QLinear")
-        and "int8" in [kind for kind, _ in _tensors(event["args"]["input_type_shape"])[:1]]
-    }
-    counted = sum(one.counts and f"{one.name}{_NODE_SUFFIX}" in signed for one in operators)
-    if counted and platform.machine().lower() in ("x86_64", "amd64", "i686"):
-        notes.append(
-            f"{counted} with signed activations, for which ONNX Runtime is slow on x86: unsigned ones are fast"
-        )
     return tuple(notes)
 
 

@@ -201,6 +201,11 @@ def code_files() -> dict[str, Path]:
     return {path.relative_to(_CODE_ROOT).as_posix(): path for path in sorted(found)}
 
 
+def code_digest() -> str:
+    """A hash of every file that the worker needs."""
+    return _digest(code_files())
+
+
 def _digest(files: Mapping[str, Path]) -> str:
     listing = json.dumps([(name, sha256_file(path)) for name, path in sorted(files.items())])
     return hashlib.sha256(listing.encode()).hexdigest()[:32]

@@ -2,6 +2,8 @@
 
 python bench/run.py                        the newest bundles, the student's validation set, this machine
 python bench/run.py --device pi@raspberry  the same over SSH
+python bench/run.py --device pi4,pi5       the same on several devices at once
+python bench/run.py --resume DIR           what is missing of a run that broke off
 """
 
 from __future__ import annotations
@@ -16,39 +18,48 @@ if __package__ in (None, ""):  # started by its path: import from the folder abo
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.columns import json_row, text_table
 from bench.errors import BenchError
-from bench.inputs import RUNS, MeasuredImages, bundle_data, load_images, newest_bundles
-from bench.progress import ProgressLine
+from bench.fleet import Lane, Task, measure_all
+from bench.inputs import RUNS, MeasuredImages, newest_bundles
+from bench.opening import Opened, Opener
+from bench.plan import Plan, check_devices_unchanged, check_unchanged, device_records, planned
+from bench.progress import Board
 from bench.records import RESULT_NAME
-from bench.remote import Site
+from bench.remote import Measured, code_digest
 from bench.report import default_out, load_rows, write_report
 from bench.results import in_short, make_result, write_findings
 from bench.rows import Row
+from bench.run_folder import RunFolder
 from deploy.bundle import Bundle
 from deploy.cli import (
     file_name,
     log,
     number_within,
-    one_line,
     positive_whole_number,
     run_command,
     unused_path,
-    whole_folder,
     whole_number,
 )
-from deploy.errors import DeployError
-from devices import LOCAL, DeviceError, open_device
+from devices import LOCAL, Device, DeviceError, chosen_names, open_device
+
+# Flags that decide how is measured, and on what: a run that is resumed has those it began with.
+SETTINGS = ("threads", "samples", "min_seconds", "warmup", "images", "no_accuracy", "model_cache")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(given)
+    parser = _parser()
+    arguments = parser.parse_args(given)
+    if arguments.resume is not None:
+        bare = vars(parser.parse_args([])) | {"resume": arguments.resume, "json": arguments.json}
+        if vars(arguments) != bare:
+            parser.error("--resume takes everything from the run that it resumes: give no other flag but --json")
     run = _Run(arguments, shlex.join(["python", "bench/run.py", *given]))
     return run_command(run, BenchError, DeviceError)
 
@@ -64,8 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="DATA.YAML",
         help="data set whose validation images are used: a data.yaml or, for classifiers, the root of an image-folder "
         "data set; or a folder of images, to be timed only (default: what the student was trained with)")  # fmt: skip
-    add("--device", default=LOCAL, metavar="NAME",
-        help="a name from devices.toml, user@host or an ssh alias (default: this machine)")  # fmt: skip
+    add("--device", metavar="NAME[,NAME...]",
+        help="names from devices.toml, user@host or ssh aliases; several at once (default: this machine)")  # fmt: skip
+    add("--tag", metavar="WORD", help="all devices of the inventory with this tag")
     add("--threads", type=positive_whole_number, metavar="N",
         help="threads of one inference (default: all cores of the device)")  # fmt: skip
     add("--samples", type=positive_whole_number, default=100, metavar="N",
@@ -80,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--inventory", type=Path, metavar="FILE",
         help="device inventory (default: ./devices.toml, then ~/.config/edge-distill/devices.toml)")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="folder to write (default: runs/bench/NAME-OF-THE-STUDENT)")
+    add("--resume", type=Path, metavar="DIR",
+        help="measure what is missing of a run that broke off, with its settings; no flag but --json")  # fmt: skip
     add("--json", action="store_true", help="print the figures as JSON instead of a table")
     return parser
 
@@ -90,108 +104,159 @@ class _Run:
     def __init__(self, arguments: argparse.Namespace, command: str) -> None:
         self._arguments = arguments
         self._command = command
-        self._failures: dict[str, str] = {}
-        self._finished: list[Path] = []
-        self._images: dict[Path, MeasuredImages] = {}
 
     def __call__(self) -> int:
         arguments = self._arguments
+        if arguments.resume is not None:
+            return self._resumed(RunFolder.reopened(arguments.resume))
         if arguments.out is not None and (arguments.out.exists() or arguments.out.is_symlink()):
             raise BenchError(f"{arguments.out} already exists: choose another --out or remove it")
-        bundles = self._opened(arguments.bundle or newest_bundles())
-        if not bundles:
-            return self._end(None)
-        out = arguments.out or unused_path(RUNS / "bench" / _student_name(bundles[0][0]))
-        device = open_device(arguments.device, arguments.inventory)
+        paths = arguments.bundle or newest_bundles()
+        opener = Opener(arguments.images, not arguments.no_accuracy)
+        opened = [opener.open(path, arguments.data) for path in paths]
+        first = next((one for one in opened if one is not None), None)
+        if first is None:
+            return self._end(None, opener.failures, [], [])
+        names = chosen_names(arguments.device, arguments.tag, arguments.inventory)
+        plan = Plan(
+            command=self._command,
+            settings={name: getattr(arguments, name) for name in SETTINGS},
+            inventory=None if arguments.inventory is None else str(arguments.inventory.absolute()),
+            bundles=tuple(planned(*one, arguments.data) for one in zip(paths, opened, strict=True)),
+            devices=device_records(names, arguments.inventory),
+            code_sha256=code_digest(),
+        )
+        out = arguments.out or unused_path(RUNS / "bench" / _student_name(first.bundle))
+        return self._measured(RunFolder(out, plan), opened, opener.failures)
+
+    def _resumed(self, folder: RunFolder) -> int:
+        """Measure what is missing in the folder of a run, under the settings that it began with."""
+        plan, finished = folder.plan, folder.finished()
+        for name in SETTINGS:
+            setattr(self._arguments, name, plan.settings.get(name))
+        inventory = None if plan.inventory is None else Path(plan.inventory)
+        self._arguments.inventory = inventory
+        check_devices_unchanged(plan, inventory)
+        opener = Opener(self._arguments.images, not self._arguments.no_accuracy)
+        opened: list[Opened | None] = []
+        for place, was in enumerate(plan.bundles):
+            there = [(device, place) in finished for device in plan.devices]
+            if all(there):
+                opened.append(None)
+                continue
+            opened.append(opener.open(Path(was.path), None if was.data is None else Path(was.data)))
+            check_unchanged(was, opened[-1], any(there))
+        missing = len(plan.bundles) * len(plan.devices) - len(finished)
+        log(f"{len(finished)} of {len(finished) + missing} results are there, measuring {missing}")
+        return self._measured(folder, opened, opener.failures)
+
+    def _measured(self, folder: RunFolder, opened: Sequence[Opened | None], unusable: Mapping[str, str]) -> int:
+        """Measure every bundle on every device but for the results that are there."""
+        plan, earlier = folder.plan, folder.finished()
+        lanes = []
+        for name in plan.devices:
+            device = open_device(name, self._arguments.inventory)
+            tasks = [
+                Task(one.bundle, one.images, self._job(device, one.images), plan.folder_names()[name, place])
+                for place, one in enumerate(opened)
+                if one is not None and (name, place) not in earlier
+            ]
+            lanes.append(Lane(device, tasks))
+        board = Board(list(plan.devices))
+
+        def keep(task: Task, device: Device, measured: Measured) -> Path:
+            result = make_result(device.name, task.bundle, task.images, measured, plan.command)
+
+            def write(partial: Path) -> None:
+                (partial / RESULT_NAME).write_text(result.to_json(), encoding="utf-8")
+                write_findings(partial, task.bundle, task.images, measured)
+
+            kept = folder.keep(task.folder, write)
+            board.log(f"{task.name} on {device.name}: {in_short(result)}", device.name)
+            if measured.audit.get("passed") is False:
+                board.log(f"warning: {task.name}: {measured.audit['verdict']}")
+            return kept
+
         try:
-            site = Site(device)
-            for bundle, images in bundles:
-                self._attempt(site, bundle, images, out)
+            measure_all(lanes, keep, board)
         except KeyboardInterrupt:
-            if self._finished:
-                log(f"what was finished is kept: python -m bench.report {shlex.quote(str(out))}")
+            if folder.finished():
+                out = shlex.quote(str(folder.path))
+                log(f"what was finished is kept: python -m bench.report {out}")
+                log(f"measure the rest: python bench/run.py --resume {out}")
             raise
         finally:
-            device.close()
-        return self._end(out)
+            folder.close()
+        return self._end(folder, unusable, lanes, list(earlier.values()))
 
-    def _opened(self, paths: Sequence[Path]) -> list[tuple[Bundle, MeasuredImages]]:
-        """The bundles that can be measured at all, each with its images."""
-        usable = []
-        for path in paths:
-            try:
-                bundle = Bundle.open(path)
-                data = self._arguments.data or bundle_data(bundle)
-                if data not in self._images:
-                    self._images[data] = load_images(data, self._arguments.images)
-                if not self._arguments.no_accuracy:
-                    self._images[data].check_truth(bundle)
-            except (DeployError, BenchError) as error:
-                self._fail(path, error)
-            else:
-                usable.append((bundle, self._images[data]))
-        return usable
-
-    def _attempt(self, site: Site, bundle: Bundle, images: MeasuredImages, out: Path) -> None:
-        name = bundle.path.resolve().name
-        progress = ProgressLine(f"{name} on {site.device.name}")
-        job = {
-            "threads": self._arguments.threads or site.device.threads,
-            "warmup": self._arguments.warmup,
-            "samples": self._arguments.samples,
-            "min_seconds": self._arguments.min_seconds,
-            "accuracy": images.labelled and not self._arguments.no_accuracy,
-            "model_cache": self._arguments.model_cache,
+    def _job(self, device: Device, images: MeasuredImages) -> dict[str, Any]:
+        given = self._arguments
+        return {
+            "threads": given.threads or device.threads,
+            "warmup": given.warmup,
+            "samples": given.samples,
+            "min_seconds": given.min_seconds,
+            "accuracy": images.labelled and not given.no_accuracy,
+            "model_cache": given.model_cache,
         }
-        try:
-            try:
-                measured = site.measure(bundle, images.paths, job, progress.show)
-            finally:
-                progress.clear()
-            result = make_result(site.device.name, bundle, images, measured, self._command)
-            folder = unused_path(out / f"{file_name(name)}@{file_name(site.device.name)}")
-            with whole_folder(folder) as partial:
-                (partial / RESULT_NAME).write_text(result.to_json(), encoding="utf-8")
-                write_findings(partial, bundle, images, measured)
-        except (DeployError, BenchError, DeviceError) as error:
-            self._fail(bundle.path, error)
-        else:
-            self._finished.append(folder)
-            log(f"{name} on {site.device.name}: {in_short(result)}")
-            if measured.audit.get("passed") is False:
-                log(f"warning: {name}: {measured.audit['verdict']}")
 
-    def _fail(self, path: Path, error: Exception) -> None:
-        self._failures[str(path)] = one_line(error)
-        log(f"error: {path.name or path}: {one_line(error)}")
-
-    def _end(self, out: Path | None) -> int:
+    def _end(
+        self, folder: RunFolder | None, unusable: Mapping[str, str], lanes: Sequence[Lane], earlier: Sequence[Path]
+    ) -> int:
         """Show what was measured and what was not; returns the exit code."""
-        rows = load_rows(self._finished) if self._finished else []
-        report = write_report(rows, default_out([out])) if rows and out is not None else None
+        finished = [*earlier, *(path for lane in lanes for path in lane.finished)]
+        rows = load_rows(finished) if finished else []
+        report = write_report(rows, default_out([folder.path])) if rows and folder is not None else None
+        failures = dict(unusable)
+        for lane in lanes:
+            for path, why in lane.failures.items():
+                failures[path] = why if path not in failures else f"{failures[path]}; {why}"
         if self._arguments.json:
             figures = {
                 "report": None if report is None else str(report),
                 "results": [json_row(row) for row in rows],
-                "failures": self._failures,
+                "failures": failures,
+                "devices": {lane.device.name: {"error": lane.error, "failures": lane.failures} for lane in lanes},
             }
             print(json.dumps(figures, indent=1))  # noqa: T201
         elif rows:
             print(text_table(rows))  # noqa: T201
-        if report is not None:
-            log(f"results: {out}")
+        if report is not None and folder is not None:
+            log(f"results: {folder.path}")
             log(f"report: {report}")
-            log(f"next: {self._next(rows[0])}")
-        if self._failures:
-            count = len(self._failures) + len(self._finished)
-            names = " ".join(map(shlex.quote, self._failures))
-            log(f"error: {len(self._failures)} of {count} bundles failed: {names}")
-        return 1 if self._failures else 0
+            log(f"next: {self._next(rows[0], folder, bool(failures))}")
+        for line in _summary(unusable, lanes, len(finished)):
+            log(f"error: {line}")
+        return 1 if failures else 0
 
-    def _next(self, row: Row) -> str:
-        if self._arguments.device == LOCAL:
+    def _next(self, row: Row, folder: RunFolder, failed: bool) -> str:
+        if failed:
+            return f"python bench/run.py --resume {shlex.quote(str(folder.path))}"
+        if row.result.device == LOCAL:
             return "python bench/run.py --device user@host"
         return f"python -m deploy.detect --bundle {shlex.quote(str(row.result.bundle['path']))} image.jpg"
+
+
+def _summary(unusable: Mapping[str, str], lanes: Sequence[Lane], finished: int) -> list[str]:
+    """What failed and why, a line per device; of one device alone its errors were said already."""
+    if len(lanes) > 1:
+        lines = [f"{len(unusable)} bundles cannot be used: {_listed(unusable)}"] if unusable else []
+        for lane in lanes:
+            if lane.failures:
+                why = lane.error or next(iter(lane.failures.values()))
+                said = why if why.startswith(f"{lane.device.name}: ") else f"{lane.device.name}: {why}"
+                lines.append(
+                    f"{said} ({len(lane.failures)} of {len(lane.tasks)} bundles failed: {_listed(lane.failures)})"
+                )
+        return lines
+    failures = [*unusable, *(path for lane in lanes for path in lane.failures)]
+    if not failures or (lanes and lanes[0].error is not None and not finished):
+        return []
+    return [f"{len(failures)} of {len(failures) + finished} bundles failed: {_listed(failures)}"]
+
+
+def _listed(paths: Iterable[str]) -> str:
+    return " ".join(map(shlex.quote, paths))
 
 
 def _student_name(bundle: Bundle) -> str:

@@ -2,7 +2,7 @@
 
 from devices.device import Completed, Device
 from devices.errors import ConnectionFailedError, DeviceError, InventoryError, TransferError
-from devices.inventory import Entry, Inventory, load_inventory, open_device
+from devices.inventory import Entry, Inventory, chosen_names, load_inventory, open_device
 from devices.local import LOCAL, LocalDevice
 from devices.ssh import SshDevice
 
@@ -18,6 +18,7 @@ __all__ = [
     "LocalDevice",
     "SshDevice",
     "TransferError",
+    "chosen_names",
     "load_inventory",
     "open_device",
 ]

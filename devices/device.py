@@ -91,5 +91,8 @@ class Device(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """Python, packages, processor and space there, see `devices.probe.facts`."""
 
+    def stop(self) -> None:
+        """End what another thread runs there, in order; it fails with `DeviceError`, and so does all that follows."""
+
     def close(self) -> None:
         """End what was left open for speed."""

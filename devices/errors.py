@@ -12,7 +12,15 @@ class InventoryError(DeviceError):
 
 
 class ConnectionFailedError(DeviceError):
-    """SSH itself failed: unreachable, refused, host key not accepted, or the link was lost."""
+    """SSH itself failed: unreachable, refused, host key not accepted, or the link was lost.
+
+    Attributes:
+        may_return: whether the machine had been reached before, so that another attempt may reach it again.
+    """
+
+    def __init__(self, message: str, may_return: bool = False) -> None:
+        super().__init__(message)
+        self.may_return = may_return
 
 
 class TransferError(DeviceError):

@@ -91,6 +91,34 @@ def open_device(name: str, inventory: Path | None = None, python: str | None = N
     return SshDevice(name, name, python=python or DEFAULT_PYTHON, if_unknown=if_unknown)
 
 
+def chosen_names(devices: str | None, tag: str | None, inventory: Path | None = None) -> list[str]:
+    """The machines that are asked for, each once, those named before those with the tag.
+
+    Args:
+        devices: a name as `open_device` takes it, or several with commas between them.
+        tag: a word that entries of the inventory have among their `tags`.
+        inventory: see `open_device`.
+
+    Returns:
+        Names for `open_device`; "local" alone where nothing is asked for.
+
+    Raises:
+        InventoryError: the file is malformed, a name is empty, or no entry has the tag.
+    """
+    if devices is None and tag is None:
+        return [LOCAL]
+    known = load_inventory(inventory)
+    names = [] if devices is None else [devices] if devices in known.entries else devices.split(",")
+    if any(not name.strip() for name in names):
+        raise InventoryError(f"--device {devices!r} has an empty name: give names with one comma between them")
+    tagged = [name for name, entry in known.entries.items() if tag is not None and tag in entry.tags]
+    if tag is not None and not tagged:
+        tags = ", ".join(sorted({tag for entry in known.entries.values() for tag in entry.tags})) or "no tag"
+        where = known.source or f"{INVENTORY_NAME} (there is none)"
+        raise InventoryError(f"no device has the tag {tag!r}: {where} lists {tags}")
+    return list(dict.fromkeys([*(name.strip() for name in names), *tagged]))
+
+
 def toml_entry(name: str, fields: Mapping[str, str]) -> str:
     """The lines of an inventory that say so much of a machine; any text is quoted as TOML wants it."""
     key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_text(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +29,7 @@ class LocalDevice:
     def __init__(self, workdir: Path | None = None, python: str | None = None) -> None:
         self._workdir = workdir or Path.home() / ".cache" / "edge-distill"
         self._python = sys.executable if python is None else os.path.expanduser(python)  # noqa: PTH111
+        self._stop = threading.Event()
 
     @property
     def python(self) -> tuple[str, ...]:
@@ -53,7 +55,9 @@ class LocalDevice:
         def feed(stream: IO[bytes]) -> None:
             stream.write(stdin)
 
-        output = run_process(argv, timeout_s=timeout_s, feed=feed, hold_stdin=hold_stdin, on_stderr=on_stderr)
+        output = run_process(
+            argv, timeout_s=timeout_s, feed=feed, hold_stdin=hold_stdin, on_stderr=on_stderr, stop=self._stop
+        )
         return Completed(tuple(argv), output.returncode, output.stdout.decode("utf-8", "replace"), output.stderr)
 
     def push(self, files: Mapping[str, Path], folder: str) -> str:
@@ -75,6 +79,10 @@ class LocalDevice:
     def facts(self) -> Mapping[str, Any]:
         """Facts of this machine; see `devices.probe.facts`."""
         return facts()
+
+    def stop(self) -> None:
+        """End what another thread runs; see `devices.Device.stop`."""
+        self._stop.set()
 
     def close(self) -> None:
         """Nothing is open."""

@@ -19,7 +19,10 @@ from devices.errors import DeviceError
 _KEPT_STDERR_LINES = 2000
 _GRACE_S = 3.0  # for a process to end by itself once its stdin is closed
 _HEARTBEAT_S = 10.0
+_LOOK_S = 0.2  # how soon a stop is noticed
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # would move the cursor of whoever reads it in a terminal
+
+_STOPPED = "stopped"
 
 Feed = Callable[[IO[bytes]], None]
 
@@ -40,6 +43,7 @@ def run_process(
     feed: Feed | None = None,
     hold_stdin: bool = False,
     on_stderr: Callable[[str], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> Output:
     """Run a program of this machine to its end; on any exception, Ctrl-C included, it is ended first.
 
@@ -50,10 +54,13 @@ def run_process(
         hold_stdin: keep stdin open after `feed` until the process ends, with an empty line every ten seconds: where
             the network is cut without a word, only their absence tells the other end.
         on_stderr: is given each line of stderr as it comes.
+        stop: once it is set, by another thread, the process is ended.
 
     Raises:
-        DeviceError: the time is up, or there is no such program.
+        DeviceError: the time is up, there is no such program, or `stop` was set.
     """
+    if stop is not None and stop.is_set():
+        raise DeviceError(_STOPPED)
     try:
         # A session of its own: Ctrl-C reaches this process, which then ends that one in order.
         process = subprocess.Popen(
@@ -67,7 +74,7 @@ def run_process(
         raise DeviceError(f"cannot start {argv[0]} ({error.strerror}): is it installed and executable?") from error
     conversation = _Conversation(process, feed, hold_stdin, on_stderr)
     try:
-        conversation.wait(timeout_s)
+        conversation.wait(timeout_s, stop)
         return conversation.output()
     finally:
         conversation.end()
@@ -96,16 +103,18 @@ class _Conversation:
         for thread in (self._writer, *self._readers):
             thread.start()
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float, stop: threading.Event | None) -> None:
         while True:
-            left_s = self._last_sign_of_life + timeout_s - time.monotonic()
+            left_s = max(0.0, self._last_sign_of_life + timeout_s - time.monotonic())
             try:
-                self._process.wait(max(0.0, left_s))
+                self._process.wait(left_s if stop is None else min(left_s, _LOOK_S))
             except subprocess.TimeoutExpired:
                 if time.monotonic() - self._last_sign_of_life >= timeout_s:
                     raise DeviceError(
                         f"no sign of life for {timeout_s:g} s from {_shown(self._process.args)}: gave up and ended it"
                     ) from None
+                if stop is not None and stop.is_set():
+                    raise DeviceError(_STOPPED) from None
             else:
                 return
 

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ _UNSAFE_HOST = re.compile(r"^-|[\s\x00-\x1f\x7f'\"`$\\;&<>|(){}*?!#]|^$")
 _OF_SSH = re.compile(
     r"ssh[:_]|kex_|client_loop|mux_|Connection |Timeout|Host key|Bad |command-line|.*(Permission denied|host key)", re.I
 )
+_OTHER_KEY = re.compile("host key verification failed|identification has changed", re.I)
 _ADVICE = (
     ("host key verification failed", "connect once by hand and check its key: ssh {host}"),
     ("identification has changed", "connect once by hand and check its key: ssh {host}"),
@@ -85,6 +87,7 @@ class SshDevice:
         self._if_unknown = if_unknown
         self._connection = SharedConnection(host, ssh_config)
         self._was_connected = False
+        self._stop = threading.Event()
 
     @cached_property
     def python(self) -> tuple[str, ...]:
@@ -163,6 +166,10 @@ class SshDevice:
             f"python -m devices setup {shlex.quote(self.name)}"
         )
 
+    def stop(self) -> None:
+        """End what another thread runs there; see `devices.Device.stop`."""
+        self._stop.set()
+
     def close(self) -> None:
         """End the shared connection, if there is one."""
         self._connection.close()
@@ -206,7 +213,9 @@ class SshDevice:
         shown: str | None = None,
     ) -> Output:
         argv = [*self._connection.argv(), command]
-        output = run_process(argv, timeout_s=timeout_s, feed=feed, hold_stdin=hold_stdin, on_stderr=on_stderr)
+        output = run_process(
+            argv, timeout_s=timeout_s, feed=feed, hold_stdin=hold_stdin, on_stderr=on_stderr, stop=self._stop
+        )
         # The same code means a command there that exited with it or was killed: then the connection still stands.
         if output.returncode < 0 or (output.returncode == _SSH_FAILED and not self._connection.stands()):
             raise self._failure(shown or command, output)
@@ -217,9 +226,12 @@ class SshDevice:
         said = _ssh_words(output.stderr, self._was_connected)
         advice = next(advice for words, advice in _ADVICE if words in said.lower())
         shown = command if len(command) <= 80 else command[:80] + "…"
+        # Another key than before is another machine, or someone in between: no attempt more.
+        may_return = self._was_connected and not _OTHER_KEY.search(said)
         return ConnectionFailedError(
             f"{self.name}: ssh to {self._host} failed (exit code {output.returncode}, running {shown}): "
-            f"{said or 'the link was lost'}: {advice.format(host=self._host, if_unknown=self._if_unknown)}"
+            f"{said or 'the link was lost'}: {advice.format(host=self._host, if_unknown=self._if_unknown)}",
+            may_return,
         )
 
 

@@ -209,3 +209,9 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return str(launcher)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def device_python(bare_python: Callable[..., str]) -> str:
+    """An interpreter as on a device."""
+    return bare_python("numpy", "pillow", "onnxruntime", "flatbuffers", "protobuf")

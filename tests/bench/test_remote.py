@@ -44,12 +44,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def device_python(bare_python: BarePython) -> str:
-    """An interpreter as on a device."""
-    return bare_python("numpy", "pillow", "onnxruntime", "flatbuffers", "protobuf")
-
-
 @pytest.fixture
 def far(sshd: Any, tmp_path: Path, device_python: str, tiny_bundle: Path, tiny_data: Path) -> Far:
     """Writes an inventory with the device `far` and gives the arguments that bench the tiny bundle there."""

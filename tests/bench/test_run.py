@@ -345,7 +345,8 @@ def test_ctrl_c_keeps_what_is_finished_and_nothing_half_written(
     assert "interrupted" in rest
     assert "python -m bench.report runs/bench/tiny" in rest
     assert "Traceback" not in rest
-    assert [path.name for path in Path("runs/bench/tiny").iterdir()] == ["first@local"]
+    assert "python bench/run.py --resume runs/bench/tiny" in rest
+    assert sorted(path.name for path in Path("runs/bench/tiny").iterdir()) == ["first@local", "run.json"]
     assert _workers(tmp_path) == []
 
 

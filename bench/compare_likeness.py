@@ -11,6 +11,7 @@ from bench.records import Result
 # Memory as the kernel counts it changes a little with the kernel; another size of board is another machine.
 _MEMORY_TOLERANCE = 0.05
 _BUSY_PER_CORE = 0.5
+_NEVER_ALLOWED = "machine.emulated"  # the time of an emulated machine is no time to hold against a real one's
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ _REMARKED: tuple[Field, ...] = (
 
 
 def field_names() -> list[str]:
-    """What `--allow` takes: every field, and "machine" for all that begin with it."""
-    return [*(field.name for field in FIELDS), "machine"]
+    """What `--allow` takes: every field that may differ, and "machine" for all that begin with it."""
+    return [*(field.name for field in FIELDS if field.name != _NEVER_ALLOWED), "machine"]
 
 
 def differences(
@@ -105,13 +106,13 @@ def differences(
         candidate: at least one.
         allowed: fields that may differ, of `field_names`.
     """
-    checked = [field for field in FIELDS if field.name not in allowed and field.name.partition(".")[0] not in allowed]
+    checked = [field for field in FIELDS if not _is_allowed(field, allowed)]
     return _differing(checked, baseline, candidate)
 
 
 def remarks(baseline: Sequence[Result], candidate: Sequence[Result], allowed: Sequence[str] = ()) -> list[str]:
     """What differs without forbidding the comparison, allowed fields among it, and what makes the times doubtful."""
-    met = [field for field in FIELDS if field.name in allowed or field.name.partition(".")[0] in allowed]
+    met = [field for field in FIELDS if _is_allowed(field, allowed)]
     lines = [f"differs, {difference}" for difference in _differing([*met, *_REMARKED], baseline, candidate)]
     if any(result.machine.get("emulated") for result in (*baseline, *candidate)):
         lines.append("emulated: the times say nothing about a real device")
@@ -135,6 +136,11 @@ def held_back(result: Result) -> list[str]:
         earlier = before.get("occurred") or ()
         causes += [cause for cause in after.get("occurred") or () if cause not in earlier]
     return list(dict.fromkeys(map(str, causes)))
+
+
+def _is_allowed(field: Field, allowed: Sequence[str]) -> bool:
+    named = field.name in allowed or field.name.partition(".")[0] in allowed
+    return named and field.name != _NEVER_ALLOWED
 
 
 def _differing(fields: Sequence[Field], baseline: Sequence[Result], candidate: Sequence[Result]) -> list[Difference]:

@@ -9,6 +9,8 @@ from html import escape
 
 import numpy as np
 
+from deploy.bundle import ENGINES
+
 _CHARACTER = 6.6  # mean width in px of a 12 px label character, to keep labels apart
 _LINE = 14
 
@@ -25,6 +27,7 @@ class Point:
         precision: chooses the shape.
         device: points of one device share a Pareto front.
         tip: lines of the tooltip.
+        emulated: drawn hollow.
     """
 
     latency_ms: float
@@ -34,6 +37,7 @@ class Point:
     precision: str
     device: str
     tip: Sequence[str]
+    emulated: bool = False
 
 
 def accuracy_plot(points: Sequence[Point], width: int, height: int, metric: str = "mAP50-95") -> str:
@@ -250,15 +254,16 @@ def _marker(point: Point, plot: _Axes) -> str:
     x, y = plot.x(point.latency_ms), plot.y(point.accuracy)
     tip = escape("\n".join([point.label, *point.tip]), quote=True)
     spoken = escape(", ".join([point.label, *point.tip]), quote=True)
+    classes = f"point {engine_class(point.engine)}{' emulated' if point.emulated else ''}"
     return (
-        f'<g class="point {engine_class(point.engine)}" tabindex="0" role="img" aria-label="{spoken}" data-tip="{tip}">'
+        f'<g class="{classes}" tabindex="0" role="img" aria-label="{spoken}" data-tip="{tip}">'
         f'<circle class="target" cx="{x:.1f}" cy="{y:.1f}" r="14"/>{_shape(point.precision, x, y)}</g>'
     )
 
 
 def engine_class(engine: str) -> str:
     """The style class that colours a runtime; one for all that are not known."""
-    return f"engine-{engine}" if engine in ("onnx", "openvino", "tflite") else "engine-other"
+    return f"engine-{engine}" if engine in ENGINES else "engine-other"
 
 
 def legend_mark(engine: str, precision: str) -> str:

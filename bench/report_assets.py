@@ -5,11 +5,11 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1b1f24; --soft: #5b6572; --line: #dde1e6;
   --accent: #0b57d0; --best: #0a6b3b; --warn: #8a4b00; --warn-paper: #fff4e0; --bar: #cfe0fb;
-  --onnx: #1f6feb; --openvino: #7a3fd0; --tflite: #c2570c; --other: #5b6572;
+  --onnx: #1f6feb; --openvino: #7a3fd0; --tflite: #c2570c; --ncnn: #0f7b6c; --other: #5b6572;
   --pre: #6aa5ff; --inf: #1f5fbf; --post: #9bb8a5; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171b; --card: #1c2026; --ink: #e8eaed; --soft: #a1abb8;
   --line: #323942; --accent: #8ab4f8; --best: #6fd39b; --warn: #ffcf87; --warn-paper: #33270f; --bar: #24406b;
-  --onnx: #6ea8fe; --openvino: #b794f6; --tflite: #f4a261; --other: #a1abb8;
+  --onnx: #6ea8fe; --openvino: #b794f6; --tflite: #f4a261; --ncnn: #4fc3b0; --other: #a1abb8;
   --pre: #8fbcff; --inf: #4c86dd; --post: #6f947d; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -35,10 +35,11 @@ pre + pre { margin-top: .4rem; }
 .best-of span { color: var(--soft); font-size: .84rem; overflow-wrap: anywhere; }
 .notes { margin: 1.2rem 0 0; padding: .7rem 1rem .7rem 2rem; background: var(--warn-paper); color: var(--warn);
   border-radius: 8px; font-size: .9rem; overflow-wrap: anywhere; }
+.scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 .figures, .classes { width: 100%; }
-th, td { padding: .38rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .38rem .4rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { white-space: normal; vertical-align: bottom; font-weight: 600; font-size: .8rem; }
 th.text, td.text { text-align: left; }
 thead th { border-bottom: 2px solid var(--line); }
@@ -50,6 +51,7 @@ th button:focus-visible, .point:focus-visible .target, .tile button:focus-visibl
 th button::after { content: "\\2195"; opacity: .35; padding-left: .25em; }
 th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
+td[data-key=bundle] { white-space: normal; overflow-wrap: anywhere; min-width: 9.5rem; }
 td.best { color: var(--best); font-weight: 650; }
 td .mark-key { vertical-align: -3px; margin-right: .35rem; }
 .classes td.ap { background: linear-gradient(90deg, var(--bar) calc(var(--part) * 100%), transparent 0); }
@@ -61,9 +63,13 @@ svg .front { fill: none; stroke: var(--soft); stroke-width: 1.5; stroke-dasharra
 svg .target { fill: transparent; }
 svg .point { outline: none; }
 .plot .point { cursor: pointer; }
+.point.emulated .dot { fill: var(--paper); stroke-width: 2; }
+.engine-onnx .dot { stroke: var(--onnx); } .engine-openvino .dot { stroke: var(--openvino); }
+.engine-tflite .dot { stroke: var(--tflite); } .engine-ncnn .dot { stroke: var(--ncnn); }
+.engine-other .dot { stroke: var(--other); }
 .plot .point:hover .dot, .plot .point:focus .dot { stroke: var(--ink); stroke-width: 2; }
 .engine-onnx { fill: var(--onnx); } .engine-openvino { fill: var(--openvino); }
-.engine-tflite { fill: var(--tflite); } .engine-other { fill: var(--other); }
+.engine-tflite { fill: var(--tflite); } .engine-ncnn { fill: var(--ncnn); } .engine-other { fill: var(--other); }
 .plot { width: 100%; height: auto; max-width: 1120px; display: block; }
 .plot-narrow { display: none; }
 figure { margin: 0; }
@@ -111,7 +117,9 @@ footer { margin-top: 3rem; }
 @media print {
   :root { --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --card: #f3f3f3; }
   body { max-width: none; padding: 0; font-size: 9.5pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-  th, td { padding: .2rem .3rem; } table { font-size: 7pt; } .scroll { overflow: visible; }
+  th, td { padding: .2rem .22rem; } table, th { font-size: 6.6pt; } .scroll { overflow: visible; }
+  td.text, td[data-key=bundle] { white-space: normal; overflow-wrap: anywhere; min-width: 0; }
+  .facts, .facts th, .facts td { font-size: 8pt; }
   th button::after, #tip { display: none; } .tiles { grid-template-columns: repeat(4, 1fr); }
   p, .tile, .latency, tr, .best-of div { break-inside: avoid; } details:not([open]) { display: none; }
   h2, h3, h2 + p { break-after: avoid; }
@@ -151,7 +159,8 @@ SCRIPT = """
     var left = window.scrollX + box.right + 10;
     var most = window.scrollX + document.documentElement.clientWidth - tip.offsetWidth - 8;
     tip.style.left = Math.max(window.scrollX + 8, Math.min(left, most)) + "px";
-    tip.style.top = window.scrollY + box.top - tip.offsetHeight - 8 + "px";
+    var above = box.top - tip.offsetHeight - 8;
+    tip.style.top = window.scrollY + (above < 4 ? box.bottom + 8 : above) + "px";
   }
   function hide() { tip.hidden = true; }
   document.querySelectorAll("[data-tip]").forEach(function (mark) {

@@ -52,8 +52,7 @@ def _row_notes(row: Row) -> list[str]:
         notes.append(f"what was executed is not known: {audit['error']}.")
     count = len(row.result.latency.inference_s)
     if count < _FEW_SAMPLES:
-        samples = "1 latency sample" if count == 1 else f"{count} latency samples"
-        notes.append(f"only {samples}: p99 is little more than the slowest one.")
+        notes.append(f"fewer than {_FEW_SAMPLES} latency samples: p99 is little more than the slowest one.")
     if row.p99_s > _TAIL_FACTOR * row.p50_s:
         notes.append(f"p99 is {row.p99_s / row.p50_s:.1f} times p50: something else may have run on the machine.")
     if row.accuracy is None:

@@ -12,12 +12,20 @@ from bench.columns import COLUMNS, Column, Value, figure_text, percent_text, sho
 from bench.plots import Point, accuracy_plot, legend_mark
 from bench.report_assets import SCRIPT, STYLE
 from bench.report_notes import result_notes
-from bench.report_sections import class_section, latency_section, machine_section, run_section, sample_section
+from bench.report_sections import (
+    class_section,
+    latency_section,
+    machine_section,
+    run_section,
+    sample_section,
+    scroll_region,
+)
 from bench.rows import Row, labels
 from bench.samples import Sample
 
 # Nothing may be fetched, not even by a name in a result that looks like markup.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_HOLLOW = " Hollow marks are of emulated machines: their times say nothing about a real one."
 _KINDS = {"detect": "detector", "segment": "segmenter", "classify": "classifier"}
 
 
@@ -106,7 +114,8 @@ def _best_cards(rows: Sequence[Row]) -> list[tuple[str, str, Row]]:
         row = max((row for row in rows if row.metric == metric), key=lambda row: row.accuracy or 0.0)
         cards.append(("most accurate", f"{percent_text(100 * (row.accuracy or 0.0))} {metric}", row))
     row = min(timed, key=lambda row: row.p50_s)
-    cards.append(("fastest", f"{figure_text(row.p50_s * 1e3)} ms p50", row))
+    fastest = "fastest (emulated)" if row.emulated else "fastest"
+    cards.append((fastest, f"{figure_text(row.p50_s * 1e3)} ms p50", row))
     row = min(rows, key=lambda row: row.peak_rss_bytes)
     cards.append(("least memory", f"{percent_text(row.peak_rss_bytes / 1e6)} MB peak", row))
     row = min(rows, key=lambda row: row.size_bytes)
@@ -137,8 +146,8 @@ def _table_section(rows: Sequence[Row]) -> str:
     return (
         "<section><h2>Figures</h2>"
         '<p class="soft">Latency is per image: preprocess, inference and postprocess. Green is the best of its '
-        "device and task. Click a heading to sort.</p>"
-        f'<div class="scroll"><table class="figures sortable"><thead><tr>{headings}</tr></thead>'
+        "device and task. A heading sorts by its column.</p>"
+        f'{scroll_region("Figures")}<table class="figures sortable"><thead><tr>{headings}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div></section>"
     )
 
@@ -178,6 +187,7 @@ def _metric_plot(rows: Sequence[Row], names: Sequence[str], metric: str, title: 
             engine=row.engine,
             precision=row.precision,
             device=row.device,
+            emulated=row.emulated,
             tip=(
                 _accuracy_text(row),
                 f"p50 {figure_text(row.p50_s * 1e3)} ms, p99 {figure_text(row.p99_s * 1e3)} ms",
@@ -197,6 +207,7 @@ def _metric_plot(rows: Sequence[Row], names: Sequence[str], metric: str, title: 
     return (
         f"<section><h2>{title} against latency</h2>"
         '<p class="soft">Upper left is best. The dashed line joins the bundles of a device that no other beats in both.'
+        f"{_HOLLOW if any(point.emulated for point in points) else ''}"
         f'</p><figure>{drawn}<figcaption><ul class="legend">{legend}</ul></figcaption></figure></section>'
     )
 
@@ -238,7 +249,7 @@ def _text_class(column: Column) -> str:
 
 
 def _device_text(row: Row) -> str:
-    model = row.result.machine.get("model")
+    model = row.machine.get("model")
     return f"{row.device}, {model}" if model else row.device
 
 

@@ -18,6 +18,11 @@ _SHOWN_ELSEWHERE = ("command", "notes", "warmup_s")  # of the protocol; raw samp
 _STAGES = (("pre", "preprocess"), ("inf", "inference"), ("post", "postprocess"))
 
 
+def scroll_region(name: str) -> str:
+    """The opening tag around what may be wider than the page: it takes the focus, so that arrow keys move it."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name, quote=True)}">'
+
+
 def latency_section(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Stages, distribution and order of the samples of every row.
 
@@ -88,7 +93,7 @@ def _class_table(rows: Sequence[Row], names: Sequence[str], metric: str) -> str:
         for name in classes
     )
     table = (
-        '<div class="scroll"><table class="classes sortable"><thead><tr><th scope="col" class="text">'
+        f'{scroll_region("Accuracy per class")}<table class="classes sortable"><thead><tr><th scope="col" class="text">'
         f'<button type="button">class</button></th>{headings}</tr></thead><tbody>{lines}</tbody></table></div>'
     )
     if len(classes) > _MANY_CLASSES:
@@ -139,7 +144,7 @@ def _tile(tile: Tile, sample: Sample) -> str:
 def machine_section(rows: Sequence[Row]) -> str:
     """Facts of every device, one column each, as its own process read them."""
     devices = list(dict.fromkeys(row.device for row in rows))
-    facts = [machine_lines(next(row.result.machine for row in rows if row.device == device)) for device in devices]
+    facts = [machine_lines(next(row.machine for row in rows if row.device == device)) for device in devices]
     names = list(dict.fromkeys(name for known in facts for name in known))
     headings = "".join(f'<th scope="col">{escape(device)}</th>' for device in devices)
     lines = ""
@@ -147,7 +152,7 @@ def machine_section(rows: Sequence[Row]) -> str:
         cells = "".join(f"<td>{escape(known.get(name, '-'))}</td>" for known in facts)
         lines += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
     return (
-        '<section><h2>Machines</h2><div class="scroll"><table class="facts"><thead><tr><td></td>'
+        f'<section><h2>Machines</h2>{scroll_region("Machines")}<table class="facts"><thead><tr><td></td>'
         f"{headings}</tr></thead><tbody>{lines}</tbody></table></div></section>"
     )
 

@@ -90,6 +90,14 @@ class Row:
         """Whether the device was an emulated machine, whose times say nothing about a real one."""
         return bool(self.result.machine.get("emulated"))
 
+    @property
+    def machine(self) -> dict[str, Any]:
+        """Facts of the machine; an emulated one does not pass for the board that its `model` names."""
+        facts = dict(self.result.machine)
+        if self.emulated and facts.get("model"):
+            facts["model"] = f"imitates {facts['model']}"
+        return facts
+
 
 def result_row(result: Result, folder: Path) -> Row:
     """Figures of one result.

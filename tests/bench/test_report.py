@@ -364,7 +364,7 @@ def test_what_a_reader_must_know_is_noted(run: Callable[..., Path]) -> None:
         "local: held back during the measurements: undervoltage.",
         "local: held back at some time since it was started: undervoltage, throttled.",
         "local: bundles ran with different thread counts (1, 2)",
-        "onnx int8: only 20 latency samples",
+        "onnx int8: fewer than 100 latency samples",
         "onnx int8: asked to run in f32, the engine executed bf16",
         "onnx int8: the fan was off",
         "onnx int8: not scored",

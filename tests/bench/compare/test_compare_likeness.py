@@ -61,6 +61,8 @@ def test_unlike_runs_are_refused_with_both_values_unless_allowed(field: str, run
         assert all(word.strip("}:") in line for word in words), (line, text)
     assert line.startswith(f"  refused: unlike runs, {field}: ")
     assert "refused: cells-onnx-int8" in err
+    if field == "machine.emulated":  # the one that nothing allows
+        return
     found = compared(capsys, "before", "after", "--allow", field, "--gate")
     assert found["comparisons"][0]["changes"]
     assert any(f"differs, {field}: " in remark for remark in found["comparisons"][0]["remarks"])
@@ -134,3 +136,15 @@ def test_what_makes_times_doubtful_is_remarked(run: MakeRun, capsys: Capture) ->
     assert "baseline: 1 of 1 runs began on a busy machine (load 3.2)" in remarks
     assert "differs, kernel: not recorded against 6.18" in remarks
     assert f"differs, bundle: cells-onnx-int8 ({'b' * 12}) against cells-onnx-int8 ({'c' * 12})" in remarks
+
+
+def test_an_emulated_machine_is_never_held_against_a_real_one(run: MakeRun, capsys: Capture) -> None:
+    run("before", 1)
+    run("after", 2, machine={"emulated": True})
+    for allowed in ([], ["--allow", "machine"]):
+        refused = compared(capsys, "before", "after", *allowed, code=1)["comparisons"][0]["refused"]
+        assert refused == ["unlike runs, machine.emulated: False against True"]
+    with pytest.raises(SystemExit) as ended:
+        main(["before", "after", "--allow", "machine.emulated"])
+    assert ended.value.code == 2
+    capsys.readouterr()

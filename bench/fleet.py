@@ -15,7 +15,8 @@ from typing import Any
 from bench.errors import BenchError
 from bench.inputs import MeasuredImages
 from bench.progress import Board
-from bench.remote import Measured, Site
+from bench.remote import Site
+from bench.reported import Measured
 from deploy.bundle import Bundle
 from deploy.cli import one_line
 from deploy.errors import DeployError

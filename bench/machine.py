@@ -36,6 +36,7 @@ _ARM_PARTS = {
 
 # Bits of `vcgencmd get_throttled`: 0-3 hold now, 16-19 have held since boot (Raspberry Pi documentation).
 _THROTTLED_BITS = ("undervoltage", "frequency capped", "throttled", "soft temperature limit")
+_FIRMWARE_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"  # the same number, without starting a program
 _VCGENCMD_PLACES = ("usr/bin/vcgencmd", "usr/local/bin/vcgencmd", "opt/vc/bin/vcgencmd")
 
 
@@ -92,6 +93,28 @@ def machine_state(root: Path = Path("/")) -> dict[str, Any]:
     }
 
 
+def machine_reading(root: Path = Path("/")) -> dict[str, Any]:
+    """What is worth reading again and again while a measurement runs, and disturbs it least.
+
+    Args:
+        root: where `sys` is looked for.
+
+    Returns:
+        `frequency_hz` (of the first core), `temperature_c`, `throttled` (of a Raspberry Pi whose kernel tells without a
+        program being started). What the machine does not tell is None.
+    """
+    return {
+        "frequency_hz": _times(1000, _number(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")),
+        "temperature_c": _temperature_c(root),
+        "throttled": _throttled_bits(_text(root / _FIRMWARE_FILE)),
+    }
+
+
+def affinity() -> list[int] | None:
+    """The processors that this process may run on, by number; None where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 def throttling(root: Path = Path("/")) -> dict[str, Any] | None:
     """What a Raspberry Pi's firmware says about power and heat.
 
@@ -101,27 +124,43 @@ def throttling(root: Path = Path("/")) -> dict[str, Any] | None:
     """
     for place in _VCGENCMD_PLACES:
         answer = _answer(root / place, "get_throttled")
-        if answer is None or not answer.startswith("throttled=0x"):
-            continue
-        try:
-            bits = int(answer.partition("=")[2], 16)
-        except ValueError:
-            continue
-        return {
-            "raw": hex(bits),
-            "now": [name for bit, name in enumerate(_THROTTLED_BITS) if bits >> bit & 1],
-            "occurred": [name for bit, name in enumerate(_THROTTLED_BITS) if bits >> (bit + 16) & 1],
-        }
-    return None
+        found = _throttled_bits(answer.partition("=")[2]) if answer and answer.startswith("throttled=0x") else None
+        if found is not None:
+            return found
+    return _throttled_bits(_text(root / _FIRMWARE_FILE))
+
+
+def _throttled_bits(number: str | None) -> dict[str, Any] | None:
+    try:
+        bits = int(number or "", 16)
+    except ValueError:
+        return None
+    return {
+        "raw": hex(bits),
+        "now": [name for bit, name in enumerate(_THROTTLED_BITS) if bits >> bit & 1],
+        "occurred": [name for bit, name in enumerate(_THROTTLED_BITS) if bits >> (bit + 16) & 1],
+    }
+
+
+def rss_bytes(root: Path = Path("/")) -> int | None:
+    """The memory this process has resident now (VmRSS); None where the system does not say."""
+    return _status_bytes(root, "VmRSS")
 
 
 def peak_rss_bytes(root: Path = Path("/")) -> int:
     """The most memory this process has had resident since it started (VmHWM)."""
-    for line in (_text(root / "proc/self/status") or "").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    known = _status_bytes(root, "VmHWM")
+    if known is not None:
+        return known
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status_bytes(root: Path, name: str) -> int | None:
+    for line in (_text(root / "proc/self/status") or "").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def _text(path: Path) -> str | None:

@@ -31,9 +31,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.attended import alone, end_with_stdin, line_of_stdin
 from bench.errors import BenchError
-from bench.machine import machine_facts, machine_state, peak_rss_bytes
+from bench.machine import affinity, machine_facts, machine_state, peak_rss_bytes, rss_bytes
+from bench.monitor import Monitor
 from bench.stages import Stages, accuracy_settings, recorder, timed_stages
+from bench.throughput import measure_throughput
 from bench.wire import decode_detections, encode_detections
 from deploy.bundle import Bundle, Manifest
 from deploy.cli import log, one_line, run_command
@@ -52,7 +55,6 @@ _KEPT_BYTES = 32_000_000
 
 _AUDIT_RUNS = 3  # enough for shares of the time; a slow device needs seconds for each
 _PROGRESS_INTERVAL_S = 0.5
-_HOST_GONE_EXIT_CODE = 3
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Job:
         accuracy: whether to run all images, a detector at a low score threshold, and give back what was found.
         model_cache: whether the engine may keep the opened model on disk, and find it there. Loading is then faster
             and needs less memory, but only the second time: without it every run is a first one.
+        streams: so many images at a time in the throughput scenario, after all else that is timed; 0 leaves it out.
+        meter: file of an energy meter, see `bench.energy.find_meters`.
+        host_silence_s: end after so long without a byte on stdin, as whoever watches is cut off then; None where
+            nobody promised to write.
+        lock: file that one worker at a time holds while it measures; None leaves out the waiting.
     """
 
     bundle: str
@@ -79,6 +86,10 @@ class Job:
     min_seconds: float = 5.0
     accuracy: bool = True
     model_cache: bool = False
+    streams: int = 0
+    meter: str | None = None
+    host_silence_s: float | None = None
+    lock: str | None = None
 
     def to_json(self) -> str:
         """The job on one line."""
@@ -97,7 +108,7 @@ class Job:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             known = ", ".join(field.name for field in fields(Job))
             raise BenchError(f"{source} is no job ({error}): expected JSON with {known}") from error
-        if not job.images or job.samples < 1 or job.warmup < 0:
+        if not job.images or job.samples < 1 or job.warmup < 0 or job.streams < 0:
             raise BenchError(f"{source} asks for {job.samples} samples of {len(job.images)} images: at least 1 of each")
         return job
 
@@ -123,16 +134,21 @@ def measure(job: Job, emit: Emit) -> None:
     threads = job.threads or default_threads()
     images = _kept_images(job.images)
     before = machine_state()
+    memory = {"before_load_bytes": rss_bytes()}
 
     started = time.perf_counter()
     engine = load_engine(bundle, threads, _engine_options(job, bundle.manifest))
     load_s = time.perf_counter() - started
+    memory["after_load_bytes"] = rss_bytes()
 
     stages = timed_stages(engine, bundle.manifest)
     first_inference_s = _timed(stages, images[0])[1]
     warmup_s = [sum(_timed(stages, images[index % len(images)])) for index in range(job.warmup)]
-    samples = _timed_loop(stages, images, job)
+    memory["warm_bytes"] = rss_bytes()
+    with Monitor(job.meter) as monitor:
+        samples = _timed_loop(stages, images, job)
     peak = peak_rss_bytes()  # before the accuracy pass, whose many images are no part of the deployed program
+    after = machine_state()
     scored = dict(accuracy_settings(bundle.manifest)) if job.accuracy else None
     settings = {**stages.settings, "accuracy": scored}
     emit(
@@ -142,7 +158,11 @@ def measure(job: Job, emit: Emit) -> None:
             "first_inference_s": first_inference_s,
             "latency": {f"{name}_s": [sample[index] for sample in samples] for index, name in enumerate(STAGES)},
             "peak_rss_bytes": peak,
-            "machine": {**machine_facts(), "before": before, "after": machine_state()},
+            "memory": memory,
+            "cpu": monitor.cpu,
+            "energy": monitor.energy,
+            "throughput": _throughput(bundle, images, job, threads),
+            "machine": {**machine_facts(), "before": before, "during": monitor.during, "after": after},
             "executed": dict(engine.facts()),
             "tools": _tools(engine.facts()),
             "protocol": _protocol(job, threads, settings, images, len(samples)) | {"warmup_s": warmup_s},
@@ -153,6 +173,13 @@ def measure(job: Job, emit: Emit) -> None:
     engine.close()
     emit({"kind": "audit", "audit": _audit(bundle, threads)})
     emit({"kind": "end", "images": len(job.images) if job.accuracy else 0})
+
+
+def _throughput(bundle: Bundle, images: Sequence[NDArray[np.uint8]], job: Job, threads: int) -> dict[str, Any] | None:
+    if not job.streams:
+        return None
+    options, share = _engine_options(job, bundle.manifest), _Progress("throughput").show
+    return measure_throughput(bundle, images, job.streams, threads, job.samples, job.min_seconds, options, share)
 
 
 def _audit(bundle: Bundle, threads: int) -> dict[str, Any]:
@@ -173,6 +200,7 @@ def _protocol(
 ) -> dict[str, Any]:
     return {
         "threads": threads,
+        "affinity": affinity(),
         "warmup": job.warmup,
         "samples": samples,
         "min_samples": job.samples,
@@ -243,8 +271,8 @@ def _tools(executed: Mapping[str, Any]) -> dict[str, str]:
 def _serve(source: str) -> int:
     output = _claimed_stdout()
     if source == "-":
-        job = Job.from_json(_line_of_stdin(), "stdin")
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        job = Job.from_json(line_of_stdin(), "stdin")
+        threading.Thread(target=end_with_stdin, args=(job.host_silence_s,), daemon=True).start()
     else:
         # What is no text becomes characters that no JSON begins with, and is refused as such.
         job = Job.from_json(Path(source).read_text(encoding="utf-8", errors="replace"), source)
@@ -252,7 +280,8 @@ def _serve(source: str) -> int:
     def emit(record: Mapping[str, Any]) -> None:
         output.write(json.dumps(record) + "\n")
 
-    measure(job, emit)
+    with alone(job.lock):
+        measure(job, emit)
     output.flush()
     return 0
 
@@ -262,23 +291,6 @@ def _claimed_stdout() -> IO[str]:
     claimed = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     return claimed
-
-
-def _line_of_stdin() -> str:
-    """The first line of stdin, unbuffered: the rest is the watcher's."""
-    line = b""
-    while not line.endswith(b"\n"):
-        chunk = os.read(0, 1 << 16)
-        if not chunk:
-            break
-        line += chunk
-    return line.decode("utf-8", "replace")
-
-
-def _end_with_stdin() -> None:
-    while os.read(0, 1 << 16):
-        pass
-    os._exit(_HOST_GONE_EXIT_CODE)  # nobody is left to tell
 
 
 class _Progress:

@@ -16,7 +16,7 @@ from devices import load_inventory
 
 RUN_NAME = "run.json"
 _SCHEMA = 1
-_OF_A_DEVICE = ("host", "python", "threads")  # what decides where and how it measures
+_OF_A_DEVICE = ("host", "python", "threads", "meter")  # what decides where and how it measures
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Plan:
         settings: values of the flags that decide how is measured, by name.
         inventory: the inventory that was named, absolute; None for the usual places.
         bundles: in the order given.
-        devices: by name, what the inventory says of each (`host`, `python`, `threads`).
+        devices: by name, what the inventory says of each (`host`, `python`, `threads`, `meter`).
         code_sha256: of all code that measures on a device.
     """
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from bench.errors import BenchError
+from bench.statistics import latency_intervals
 
 RESULT_NAME = "result.json"
 DETECTIONS_NAME = "detections.npz"
 CLASSES_NAME = "classes.npz"
-SCHEMA = 2
-_READ_SCHEMAS = (1, 2)  # 1 knew detectors alone
+SCHEMA = 3
+_READ_SCHEMAS = (1, 2, 3)  # 1 knew detectors alone; 3 adds memory, CPU time, energy and throughput
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ class Result:
             does not tell).
         tools: versions on the device (python, numpy, engine).
         created: UTC time, ISO 8601.
+        memory: resident bytes of the process `before_load_bytes`, `after_load_bytes` (the engine, its model and its
+            arena are what lies between) and `warm_bytes`, before the timed loop; empty in older results, as `cpu`.
+        cpu: `user_s` and `system_s` of the process over the timed loop, all threads together, and its `wall_s`.
+        energy: over the timed loop, see `bench.energy.EnergyCount.record`; None without a meter.
+        throughput: of several streams at once, see `bench.throughput.measure_throughput`; None if not asked for.
     """
 
     bundle: Mapping[str, Any]
@@ -128,13 +134,37 @@ class Result:
     accuracy: Accuracy | TopAccuracy | None = None
     executed: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
+    memory: Mapping[str, int | None] = field(default_factory=dict)
+    cpu: Mapping[str, float] = field(default_factory=dict)
+    energy: Mapping[str, Any] | None = None
+    throughput: Mapping[str, Any] | None = None
     schema: int = SCHEMA
+
+    @property
+    def joules_per_image(self) -> float | None:
+        """Energy of one image of the timed loop; None without a meter."""
+        return None if self.energy is None else float(self.energy["joules"]) / len(self.latency.inference_s)
+
+    @property
+    def cpu_s_per_image(self) -> float | None:
+        """Processor time of one image of the timed loop, all threads together; None in older results."""
+        return (self.cpu["user_s"] + self.cpu["system_s"]) / len(self.latency.inference_s) if self.cpu else None
 
     def to_json(self) -> str:
         """The text of `result.json`: every field, with a derived `summary` for readers without this code."""
         fields = asdict(self)
-        fields["summary"] = self.summary()
+        fields["summary"] = self.summary() | {
+            "total_interval_s": self._intervals(),
+            "cpu_s_per_image": self.cpu_s_per_image,
+            "joules_per_image": self.joules_per_image,
+        }
         return json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def _intervals(self) -> dict[str, list[float | None]]:
+        """The 95 % interval of p50, p90 and p99 of the whole time, lower and upper end; None where so few give none."""
+        cycle = int(self.protocol.get("timed_images") or 1)
+        found = latency_intervals(self.latency.total_s(), cycle)
+        return {name: [estimate.low, estimate.high] for name, estimate in found.items()}
 
     def summary(self) -> dict[str, Any]:
         """Derived figures: percentiles per stage (seconds) and images per second."""

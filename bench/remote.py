@@ -7,30 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import deploy
+from bench.attended import HOST_GONE_EXIT_CODE
 from bench.errors import BenchError
-from bench.measure import STAGES, Job
-from bench.wire import TopClasses, decode_classes, decode_detections
+from bench.measure import Job
+from bench.reported import Measured, checked_audit, parsed
 from deploy.bundle import MANIFEST_NAME, Bundle, sha256_file
-from deploy.runtime import Detections
-from devices import Completed, Device
-from devices.engines import engine_packages
+from devices import Completed, ConnectionFailedError, Device
+from devices.engines import ENGINES, engine_packages
 
 # All that the worker imports: this list is what a device receives, and a test runs the worker with nothing else.
 _CODE_ROOT = Path(deploy.__file__).resolve().parent.parent
 _CODE_FILES = (
     "bench/__init__.py",
+    "bench/attended.py",
+    "bench/energy.py",
     "bench/errors.py",
     "bench/machine.py",
     "bench/measure.py",
+    "bench/monitor.py",
     "bench/stages.py",
+    "bench/throughput.py",
     "bench/wire.py",
     "deploy/__init__.py",
     "deploy/audit.py",
@@ -45,27 +47,11 @@ _OLDEST_PYTHON = (3, 11)
 
 # A worker shows progress at least once per image; nothing takes this long but a machine that hangs.
 _SILENCE_S = 1800.0
+_HOST_SILENCE_S = 60.0  # six heartbeats missed: this machine or the network has gone
+_LOCK_NAME = "measuring.lock"
 _SAID_CHARACTERS = 400  # of what a worker that broke off wrote last
 
 OnProgress = Callable[[str, str], None]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a worker reported: its `measurement` record and, if it was asked for them, the findings of each image.
-
-    Attributes:
-        measurement: the record.
-        detections: of each image, from a detector's bundle; else empty.
-        classes: of each image, from a classifier's bundle; else empty.
-        audit: what the engine executed (`deploy.runtime.audit.audit_record`), or `error`: why it does not tell; empty
-            of a worker that does not audit.
-    """
-
-    measurement: Mapping[str, Any]
-    detections: tuple[Detections, ...]
-    classes: tuple[TopClasses, ...] = ()
-    audit: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Site:
@@ -102,7 +88,14 @@ class Site:
         on_progress("opening" if self.device.shares_files else "copying", "")
         there = self._image_paths(images)
         bundle_there = self._bundle_path(bundle)
-        order = Job(bundle=bundle_there, images=tuple(there), **job)
+        order = Job(
+            bundle=bundle_there,
+            images=tuple(there),
+            meter=self.device.meter,
+            host_silence_s=_HOST_SILENCE_S,
+            lock=None if self.device.shares_files else f"{self.device.workdir}/{_LOCK_NAME}",
+            **job,
+        )
 
         def on_stderr(line: str) -> None:
             word, _, rest = line.partition(" ")
@@ -117,10 +110,16 @@ class Site:
             hold_stdin=True,
             on_stderr=on_stderr,
         )
+        if done.returncode == HOST_GONE_EXIT_CODE:
+            raise ConnectionFailedError(
+                f"{self.device.name}: the worker there heard nothing of this machine for {_HOST_SILENCE_S:g} s and "
+                "ended: run the bench again",
+                may_return=True,
+            )
         if done.returncode != 0:
             here = {bundle_there: str(bundle.path), **dict(zip(there, map(str, images), strict=True))}
             raise BenchError(_failure(done, here, self.device))
-        return _parsed(done, len(images) if order.accuracy else 0, self._where)
+        return parsed(done.stdout, len(images) if order.accuracy else 0, self._where)
 
     def audit(self, bundle: Bundle, threads: int | None) -> Mapping[str, Any]:
         """What the engine executes there, in a fresh process; see `deploy.runtime.audit.audit_record`.
@@ -150,7 +149,7 @@ class Site:
         """
         packages = engine_packages(engine)
         if not any(self._packages.get(package) for package in packages):
-            raise BenchError(self._not_installed(f"{' or '.join(packages)} is not installed", packages[0]))
+            raise BenchError(self._not_installed(f"{' or '.join(packages)} is not installed", packages[0], engine))
 
     def _checked_packages(self, facts: Mapping[str, Any]) -> Mapping[str, str | None]:
         version = tuple(int(part) for part in str(facts["python"]).split(".")[:2])
@@ -162,13 +161,16 @@ class Site:
         packages: Mapping[str, str | None] = facts["packages"]
         missing = [package for package in ("numpy", "pillow") if not packages.get(package)]
         if missing:
-            raise BenchError(self._not_installed(f"{' and '.join(missing)} is not installed", " ".join(missing)))
+            what = f"{' and '.join(missing)} is not installed"
+            raise BenchError(self._not_installed(what, " ".join(missing), " | ".join(ENGINES)))
         return packages
 
-    def _not_installed(self, what: str, to_install: str) -> str:
-        where = "run" if self.device.shares_files else "run there"
+    def _not_installed(self, what: str, to_install: str, engine: str) -> str:
         python = self.device.python[0]
-        return f"{self._where}{what} for {python}: {where} {python} -m pip install {to_install}"
+        mend = f"run {python} -m pip install {to_install}"
+        if not self.device.shares_files:
+            mend = f"python -m devices setup {shlex.quote(self.device.name)} --engine {engine} (or there: {mend[4:]})"
+        return f"{self._where}{what} for {python}: {mend}"
 
     @property
     def _where(self) -> str:
@@ -209,78 +211,6 @@ def code_digest() -> str:
 def _digest(files: Mapping[str, Path]) -> str:
     listing = json.dumps([(name, sha256_file(path)) for name, path in sorted(files.items())])
     return hashlib.sha256(listing.encode()).hexdigest()[:32]
-
-
-def _parsed(done: Completed, expected_images: int, where: str) -> Measured:
-    measurement: Mapping[str, Any] | None = None
-    detections: list[Detections] = []
-    classes: list[TopClasses] = []
-    audit: Mapping[str, Any] = {}
-    ended = False
-    for line in done.stdout.splitlines():
-        if not line.startswith('{"kind"'):
-            continue  # a login script's words
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the link was lost in the middle of a line
-        if record["kind"] == "measurement":
-            _check_measurement(record, where)
-            measurement = record
-        try:
-            if record["kind"] == "detections":
-                detections.append(decode_detections(record))
-            elif record["kind"] == "classes":
-                classes.append(decode_classes(record))
-            elif record["kind"] == "audit":
-                audit = checked_audit(record.get("audit"))
-        except BenchError as error:
-            raise BenchError(f"{where}{error}") from error
-        ended = record["kind"] == "end"
-    found = len(detections) + len(classes)
-    if measurement is None or not ended or found != expected_images:
-        raise BenchError(
-            f"{where}the worker reported {found} of {expected_images} images and then stopped: run the bench again"
-        )
-    return Measured(measurement, tuple(detections), tuple(classes), audit)
-
-
-def checked_audit(audit: Any) -> dict[str, Any]:
-    """An audit as a worker reported it.
-
-    Raises:
-        BenchError: it is none, or a field of it is of another kind.
-    """
-    kinds: dict[str, Any] = {"passed": bool, "verdict": str, "convolutions": dict, "kinds": list, "notes": list}
-    if isinstance(audit, dict):
-        if isinstance(audit.get("error"), str):
-            return audit
-        if all(isinstance(audit.get(name), kind) for name, kind in kinds.items()):
-            return audit
-    raise BenchError(f"the worker's audit is {audit!r:.60}, expected {', '.join(kinds)}: run the bench again")
-
-
-def _check_measurement(record: Mapping[str, Any], where: str) -> None:
-    """Refuse a record that lacks a field, or has one of another kind than the worker writes."""
-    fields: dict[str, Any] = dict.fromkeys(("latency", "machine", "executed", "tools", "protocol"), dict)
-    fields |= dict.fromkeys(("load_s", "first_inference_s", "peak_rss_bytes"), (int, float))
-    for name, kind in fields.items():
-        if not isinstance(record.get(name), kind):
-            met = f"{name} = {record[name]!r:.60}" if name in record else f"no {name}"
-            raise BenchError(f"{where}the worker's measurement has {met}: run the bench again")
-    stages = record["latency"]
-    counts = {len(samples) if _are_times(samples) else 0 for samples in stages.values()}
-    if set(stages) != {f"{stage}_s" for stage in STAGES} or len(counts) != 1 or counts == {0}:
-        raise BenchError(
-            f"{where}the worker's measurement has latency {stages!r:.60}, expected equally many times above 0 s of "
-            f"{', '.join(STAGES)}: run the bench again"
-        )
-
-
-def _are_times(samples: object) -> bool:
-    return isinstance(samples, list) and all(
-        isinstance(value, (int, float)) and 0 < value < math.inf for value in samples
-    )
 
 
 def _failure(done: Completed, host_paths: Mapping[str, str], device: Device) -> str:

@@ -14,7 +14,7 @@ from bench.classes_file import write_classes
 from bench.detections_file import write_detections
 from bench.inputs import MeasuredImages
 from bench.records import CLASSES_NAME, DETECTIONS_NAME, Accuracy, Latency, Result, TopAccuracy
-from bench.remote import Measured
+from bench.reported import Measured
 from deploy.bundle import Bundle
 
 _OPENCV_NOTE = "OpenCV was loaded: it resized for detectors, and counts in the memory."
@@ -51,6 +51,10 @@ def make_result(device: str, bundle: Bundle, images: MeasuredImages, measured: M
         accuracy=_accuracy(bundle, images, measured),
         executed={**record["executed"], **({"audit": dict(measured.audit)} if measured.audit else {})},
         tools=record["tools"],
+        memory=record["memory"],
+        cpu=record["cpu"],
+        energy=record["energy"],
+        throughput=record["throughput"],
     )
 
 
@@ -100,6 +104,10 @@ def in_short(result: Result) -> str:
     """A result's main figures in one line."""
     p50_ms = result.summary()["total_s"]["p50"] * 1e3
     parts = [f"p50 {p50_ms:.1f} ms", f"{result.latency.fps:.1f} FPS", f"{result.peak_rss_bytes / 1e6:.0f} MB"]
+    if result.throughput is not None:
+        parts.append(f"{result.throughput['fps']:.1f} FPS of {result.throughput['streams']} streams")
+    if result.joules_per_image is not None:
+        parts.append(f"{result.joules_per_image:.3g} J per image")
     if isinstance(result.accuracy, TopAccuracy):
         parts.append(f"top-1 {100 * result.accuracy.top1:.1f}")
     elif result.accuracy is not None:

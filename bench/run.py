@@ -30,8 +30,9 @@ from bench.opening import Opened, Opener
 from bench.plan import Plan, check_devices_unchanged, check_unchanged, device_records, planned
 from bench.progress import Board
 from bench.records import RESULT_NAME
-from bench.remote import Measured, code_digest
+from bench.remote import code_digest
 from bench.report import default_out, load_rows, write_report
+from bench.reported import Measured
 from bench.results import in_short, make_result, write_findings
 from bench.rows import Row
 from bench.run_folder import RunFolder
@@ -48,7 +49,7 @@ from deploy.cli import (
 from devices import LOCAL, Device, DeviceError, chosen_names, open_device
 
 # Flags that decide how is measured, and on what: a run that is resumed has those it began with.
-SETTINGS = ("threads", "samples", "min_seconds", "warmup", "images", "no_accuracy", "model_cache")
+SETTINGS = ("threads", "samples", "min_seconds", "warmup", "images", "no_accuracy", "model_cache", "streams")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--warmup", type=_count, default=10, metavar="N", help="inferences before that are not counted (default: 10)")
     add("--images", type=positive_whole_number, metavar="N",
         help="use only N images: the first, or of class folders some of each (default: all)")  # fmt: skip
+    add("--streams", type=positive_whole_number, default=0, metavar="N",
+        help="measure throughput as well, with N images at a time")  # fmt: skip
     add("--no-accuracy", action="store_true", help="measure latency and memory only")
     add("--model-cache", action="store_true",
         help="let engines find the opened model on disk (default: every load is a first one)")  # fmt: skip
@@ -198,6 +201,7 @@ class _Run:
             "min_seconds": given.min_seconds,
             "accuracy": images.labelled and not given.no_accuracy,
             "model_cache": given.model_cache,
+            "streams": given.streams,
         }
 
     def _end(

@@ -44,6 +44,10 @@ class Device(Protocol):
         """Threads the inventory wants an inference to use there; None leaves it to the device."""
 
     @property
+    def meter(self) -> str | None:
+        """File there of an energy meter, as the inventory has it, absolute; None without one."""
+
+    @property
     def python(self) -> tuple[str, ...]:
         """Start of a command line that runs Python there."""
 

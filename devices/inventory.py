@@ -7,6 +7,7 @@ threads = 4                       # default: all cores
 tags = ["kitchen"]
 workdir = "~/.cache/edge-distill"
 ssh_config = "lab-ssh-config"     # in place of ~/.ssh/config; relative to this file
+meter = "/run/usb-meter"          # file there that shows energy or power, see docs/benchmarking.md
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _FIELDS: dict[str, type] = {
     "tags": list,
     "workdir": str,
     "ssh_config": str,
+    "meter": str,
 }
 
 
@@ -46,6 +48,7 @@ class Entry:
     tags: tuple[str, ...] = ()
     workdir: str = DEFAULT_WORKDIR
     ssh_config: Path | None = None
+    meter: str | None = None
 
     def device(self) -> Device:
         """The machine, not connected yet."""
@@ -56,6 +59,7 @@ class Entry:
             workdir=self.workdir,
             threads=self.threads,
             ssh_config=self.ssh_config,
+            meter=self.meter,
         )
 
 
@@ -164,11 +168,12 @@ def _entry(name: str, table: Any, source: Path) -> Entry:
             raise InventoryError(f"{where} has {key} = {value!r}, expected {_FIELDS[key].__name__}")
     if not table.get("host"):
         raise InventoryError(f'{where} has no host: add host = "user@host"')
-    for key in ("python", "workdir", "ssh_config"):
+    for key in ("python", "workdir", "ssh_config", "meter"):
         if not table.get(key, "any").strip():
             raise InventoryError(f"{where} has {key} = {table[key]!r}, expected a path: leave it out for the default")
-    if not table.get("workdir", "/").startswith(("/", "~/")):
-        raise InventoryError(f"{where} has workdir = {table['workdir']!r}, expected ~/NAME or an absolute path")
+    for key in ("workdir", "meter"):
+        if not table.get(key, "/").startswith(("/", "~/")):
+            raise InventoryError(f"{where} has {key} = {table[key]!r}, expected ~/NAME or an absolute path")
     if table.get("threads", 1) < 1:
         raise InventoryError(f"{where} has threads = {table['threads']}, expected at least 1")
     if not all(isinstance(tag, str) for tag in table.get("tags", [])):

@@ -25,6 +25,7 @@ class LocalDevice:
     name = LOCAL
     shares_files = True
     threads: int | None = None
+    meter: str | None = None
 
     def __init__(self, workdir: Path | None = None, python: str | None = None) -> None:
         self._workdir = workdir or Path.home() / ".cache" / "edge-distill"

@@ -61,6 +61,7 @@ class SshDevice:
         workdir: str = DEFAULT_WORKDIR,
         threads: int | None = None,
         ssh_config: Path | None = None,
+        meter: str | None = None,
         if_unknown: str = "check the name",
     ) -> None:
         """Describe the machine; nothing is connected yet.
@@ -72,6 +73,7 @@ class SshDevice:
             workdir: where pushed files live there; `~/` is its home folder.
             threads: for an inference there; None leaves it to the device.
             ssh_config: used in place of the user's configuration (`ssh -F`).
+            meter: file of an energy meter there; `~/` is its home folder.
             if_unknown: what to advise where `host` does not resolve.
 
         Raises:
@@ -84,6 +86,7 @@ class SshDevice:
         self._host = host
         self._given_python = python
         self._given_workdir = workdir
+        self._given_meter = meter
         self._if_unknown = if_unknown
         self._connection = SharedConnection(host, ssh_config)
         self._was_connected = False
@@ -98,6 +101,11 @@ class SshDevice:
     def workdir(self) -> str:
         """The folder there that pushed files live in, absolute."""
         return self._resolved(self._given_workdir)
+
+    @cached_property
+    def meter(self) -> str | None:
+        """File of an energy meter there, absolute."""
+        return None if self._given_meter is None else self._resolved(self._given_meter)
 
     def run(
         self,

@@ -12,8 +12,8 @@ from bench import audit, run
 from bench.columns import json_row, text_table
 from bench.errors import BenchError
 from bench.records import Result, read_result
-from bench.remote import checked_audit
 from bench.report_notes import result_notes
+from bench.reported import checked_audit
 from bench.rows import result_row
 
 pytest.importorskip("onnxruntime")

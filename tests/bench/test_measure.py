@@ -99,6 +99,45 @@ def test_peak_memory_leaves_the_accuracy_pass_out(tiny_bundle: Path, tmp_path: P
     assert peaks[0] > 20e6
 
 
+def test_processor_time_memory_and_processors_are_recorded(tiny_bundle: Path, images: tuple[str, ...]) -> None:
+    record = _records(Job(str(tiny_bundle), images, threads=1, samples=50, min_seconds=0.1, accuracy=False))[0]
+    cpu, memory = record["cpu"], record["memory"]
+    assert 0 < cpu["user_s"] + cpu["system_s"] < 4 * cpu["wall_s"] + 0.1
+    assert cpu["wall_s"] >= sum(sum(samples) for samples in record["latency"].values()) > 0.05
+    assert 1e7 < memory["before_load_bytes"] <= memory["warm_bytes"] <= record["peak_rss_bytes"]
+    assert record["protocol"]["affinity"] == sorted(os.sched_getaffinity(0))
+    assert isinstance(record["machine"]["during"], list)
+    assert record["throughput"] is None
+
+
+def test_a_meter_s_file_gives_the_energy_of_the_timed_loop(
+    tiny_bundle: Path, images: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "meter").write_text("5.0 W")
+    job = Job(str(tiny_bundle), images, samples=1, min_seconds=0.2, accuracy=False, meter=str(tmp_path / "meter"))
+    record = _records(job)[0]
+    assert record["energy"]["source"] == ["file"]
+    assert record["energy"]["joules"] == pytest.approx(5.0 * record["cpu"]["wall_s"])
+    assert record["energy"]["seconds"] >= 0.2
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_the_throughput_scenario_runs_so_many_streams_at_once(
+    tiny_bundle: Path, images: tuple[str, ...], streams: int
+) -> None:
+    job = Job(str(tiny_bundle), images, threads=2, samples=20, min_seconds=0.2, accuracy=False, streams=streams)
+    records = _records(job)
+    found = records[0]["throughput"]
+    assert (found["streams"], found["threads_per_stream"]) == (streams, max(1, 2 // streams))
+    assert len(found["latency_s"]) == streams
+    assert found["images"] == sum(map(len, found["latency_s"])) >= 20
+    assert found["wall_s"] >= 0.2
+    assert found["fps"] == found["images"] / found["wall_s"]
+    for latencies in found["latency_s"]:
+        assert 0 < sum(latencies) <= found["wall_s"]  # a stream works on one image at a time
+    assert json.loads(json.dumps(records)) == records
+
+
 def test_few_large_images_are_kept_in_memory(tiny_bundle: Path, tmp_path: Path) -> None:
     for index in range(4):
         Image.new("RGB", (2500, 2000)).save(tmp_path / f"{index}.png")

@@ -119,7 +119,8 @@ def test_a_second_run_pushes_nothing(far: Far, tmp_path: Path, capsys: Capture) 
 
     def pushed() -> dict[Path, int]:
         paths = (tmp_path / "work").rglob("*")
-        return {path: path.stat().st_mtime_ns for path in paths if path.is_file() and path.suffix != ".pyc"}
+        files = [path for path in paths if path.is_file() and path.suffix not in (".pyc", ".lock")]
+        return {path: path.stat().st_mtime_ns for path in files}
 
     before = pushed()
     assert {path.relative_to(tmp_path / "work").parts[0] for path in before} == {"code", "bundles", "data"}
@@ -168,7 +169,7 @@ def test_a_missing_engine_names_the_device_and_what_to_install(
 ) -> None:
     assert _error(far(bare_python("numpy", "pillow")), capsys) == (
         f"error: tiny-onnx-fp32: far: onnxruntime is not installed for {tmp_path}/launcher: "
-        f"run there {tmp_path}/launcher -m pip install onnxruntime"
+        f"python -m devices setup far --engine onnx (or there: {tmp_path}/launcher -m pip install onnxruntime)"
     )
     assert not (tmp_path / "work" / "data").exists()
 
@@ -176,7 +177,8 @@ def test_a_missing_engine_names_the_device_and_what_to_install(
 def test_a_python_without_numpy_is_refused(far: Far, bare_python: BarePython, capsys: Capture) -> None:
     message = _error(far(bare_python("pillow")), capsys)
     assert message.startswith("error: far: numpy is not installed for ")
-    assert message.endswith("-m pip install numpy")
+    assert ": python -m devices setup far --engine onnx | " in message
+    assert message.endswith("-m pip install numpy)")
 
 
 def test_an_old_python_is_refused(far: Far, capsys: Capture) -> None:

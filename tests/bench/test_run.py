@@ -58,6 +58,23 @@ def test_a_result_holds_what_was_measured(tiny_bundle: Path, tiny_data: Path, ca
     assert err.splitlines()[-1] == "next: python bench/run.py --device user@host"
 
 
+def test_a_result_has_intervals_processor_time_and_throughput(
+    tiny_bundle: Path, tiny_data: Path, capsys: Capture
+) -> None:
+    command = ["--bundle", str(tiny_bundle), "--data", str(tiny_data), "--no-accuracy", *QUICK]
+    assert main([*command, "--samples", "40", "--streams", "2"]) == 0
+    folder = Path("runs/bench/tiny/tiny-onnx-fp32@local")
+    result, summary = read_result(folder), json.loads((folder / "result.json").read_text())["summary"]
+    low, high = summary["total_interval_s"]["p50"]
+    assert low <= summary["total_s"]["p50"] <= high
+    assert summary["total_interval_s"]["p99"][1] is None  # forty samples bound no p99 from above
+    assert summary["cpu_s_per_image"] == (result.cpu["user_s"] + result.cpu["system_s"]) / 40
+    assert summary["joules_per_image"] is None or result.energy is not None
+    assert result.throughput is not None
+    assert result.throughput["streams"] == 2
+    assert " FPS of 2 streams" in capsys.readouterr().err
+
+
 def test_accuracy_is_that_of_the_detections_which_are_kept(tiny_bundle: Path, tiny_data: Path) -> None:
     assert main(["--bundle", str(tiny_bundle), "--data", str(tiny_data), *QUICK]) == 0
     folder = Path("runs/bench/tiny/tiny-onnx-fp32@local")

@@ -86,7 +86,7 @@ _REMARKED: tuple[Field, ...] = (
     Field("device", lambda result: result.device),
     Field("model_cache", _in("executed", "model_cache")),
     *_fields("machine", "system", "kernel"),
-    *_fields("protocol", "min_seconds", "min_samples"),
+    *_fields("protocol", "min_seconds", "min_samples", "affinity"),
     *_fields("tools", "python", "numpy", "pillow", "opencv"),
 )
 
@@ -131,7 +131,8 @@ def held_back(result: Result) -> list[str]:
         began, and not while it lasted, does not count.
     """
     before, after = (_mapping(_mapping(result.machine.get(when)).get("throttled")) for when in ("before", "after"))
-    causes = [*(before.get("now") or ()), *(after.get("now") or ())]
+    during = [_mapping(_mapping(reading).get("throttled")) for reading in result.machine.get("during") or ()]
+    causes = [cause for state in (before, *during, after) for cause in state.get("now") or ()]
     if before and after:
         earlier = before.get("occurred") or ()
         causes += [cause for cause in after.get("occurred") or () if cause not in earlier]

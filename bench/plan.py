@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         command: as it was typed.
         settings: values of the flags that decide how is measured, by name.
-        inventory: the inventory that was named, absolute; None for the usual places.
+        inventory: the inventory that was read, absolute; None if there was none.
         bundles: in the order given.
         devices: by name, what the inventory says of each (`host`, `python`, `threads`, `meter`).
         code_sha256: of all code that measures on a device.

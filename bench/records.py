@@ -190,7 +190,7 @@ class Result:
             raise BenchError(f"{source} is not valid JSON ({error}): run the bench again") from error
         if not isinstance(fields, dict) or fields.get("schema") not in _READ_SCHEMAS:
             met = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-            known = " and ".join(map(str, _READ_SCHEMAS))
+            known = ", ".join(map(str, _READ_SCHEMAS))
             raise BenchError(f"{source} has schema {met!r}, this version reads {known}: run the bench again")
         fields.pop("summary", None)
         try:

@@ -32,12 +32,25 @@ def check_kinds(result: Result) -> None:
         if not 0 < figure < math.inf:
             raise ValueError(f"{name} is {figure!r}, expected a positive number")
     _check_machine(result.machine)
+    _check_parts(result)
     if result.accuracy is not None:
         for name in ("dataset", "dataset_sha256"):
             _expect(f"accuracy.{name}", getattr(result.accuracy, name), str)
         figures = [*_main_figures(result.accuracy), *result.accuracy.per_class.values()]
         if not all(0.0 <= figure <= 1.0 for figure in figures):
             raise ValueError("an accuracy is not within 0..1")
+
+
+def _check_parts(result: Result) -> None:
+    """Refuse what schema 3 added if it is there and lacks a figure that is read by name."""
+    for name, figures in (("memory", ()), ("cpu", ("user_s", "system_s")), ("energy", ("joules",))):
+        part = getattr(result, name)
+        _expect(name, part, *((Mapping, type(None)) if name == "energy" else (Mapping,)))
+        for figure in figures if part else ():
+            _expect(f"{name}.{figure}", part.get(figure), int, float)
+    _expect("throughput", result.throughput, Mapping, type(None))
+    for figure in ("fps", "streams") if result.throughput is not None else ():
+        _expect(f"throughput.{figure}", result.throughput.get(figure), int, float)
 
 
 def _main_figures(accuracy: Accuracy | TopAccuracy) -> tuple[float, float]:
@@ -53,6 +66,10 @@ def _check_machine(machine: Mapping[str, Any]) -> None:
     for when in ("before", "after"):
         _expect(f"machine.{when}", machine.get(when), Mapping, type(None))
         states.append((f"machine.{when}", machine.get(when) or {}))
+    _expect("machine.during", machine.get("during"), list, type(None))
+    for reading in machine.get("during") or ():
+        _expect("machine.during", reading, Mapping)
+        states.append(("machine.during", reading))
     for where, state in states:
         load, throttled = state.get("load_average"), state.get("throttled")
         _expect(f"{where}.load_average", load, list, tuple, type(None))

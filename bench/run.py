@@ -46,7 +46,7 @@ from deploy.cli import (
     unused_path,
     whole_number,
 )
-from devices import LOCAL, Device, DeviceError, chosen_names, open_device
+from devices import LOCAL, Device, DeviceError, chosen_names, load_inventory, open_device
 
 # Flags that decide how is measured, and on what: a run that is resumed has those it began with.
 SETTINGS = ("threads", "samples", "min_seconds", "warmup", "images", "no_accuracy", "model_cache", "streams")
@@ -111,7 +111,11 @@ class _Run:
     def __call__(self) -> int:
         arguments = self._arguments
         if arguments.resume is not None:
-            return self._resumed(RunFolder.reopened(arguments.resume))
+            folder = RunFolder.reopened(arguments.resume)
+            try:
+                return self._resumed(folder)
+            finally:
+                folder.close()
         if arguments.out is not None and (arguments.out.exists() or arguments.out.is_symlink()):
             raise BenchError(f"{arguments.out} already exists: choose another --out or remove it")
         paths = arguments.bundle or newest_bundles()
@@ -121,10 +125,11 @@ class _Run:
         if first is None:
             return self._end(None, opener.failures, [], [])
         names = chosen_names(arguments.device, arguments.tag, arguments.inventory)
+        inventory = load_inventory(arguments.inventory).source
         plan = Plan(
             command=self._command,
             settings={name: getattr(arguments, name) for name in SETTINGS},
-            inventory=None if arguments.inventory is None else str(arguments.inventory.absolute()),
+            inventory=None if inventory is None else str(inventory.absolute()),
             bundles=tuple(planned(*one, arguments.data) for one in zip(paths, opened, strict=True)),
             devices=device_records(names, arguments.inventory),
             code_sha256=code_digest(),
@@ -182,7 +187,7 @@ class _Run:
 
         try:
             measure_all(lanes, keep, board)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):
             if folder.finished():
                 out = shlex.quote(str(folder.path))
                 log(f"what was finished is kept: python -m bench.report {out}")

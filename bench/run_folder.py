@@ -29,6 +29,7 @@ class RunFolder:
         self.path = wanted
         self.plan = plan
         self._claimed: int | None = None  # a file descriptor that holds the lock
+        self._made = False  # here and now
         self._lock = threading.Lock()
 
     @staticmethod
@@ -64,7 +65,7 @@ class RunFolder:
                 self.path = unused_path(self.path)
                 with whole_folder(self.path) as partial:
                     (partial / RUN_NAME).write_text(self.plan.to_json(), encoding="utf-8")
-                self._claimed = _locked(self.path)
+                self._claimed, self._made = _locked(self.path), True
         with whole_folder(self.path / name) as partial:
             write(partial)
         return self.path / name
@@ -75,7 +76,7 @@ class RunFolder:
             return
         os.close(self._claimed)
         self._claimed = None
-        if not self.finished() and not any(path.is_dir() for path in self.path.iterdir()):
+        if self._made and not self.finished():
             with suppress(OSError):
                 (self.path / RUN_NAME).unlink()
                 self.path.rmdir()

@@ -141,7 +141,12 @@ def test_a_bundle_that_takes_its_device_down_each_time_fails_alone(
 
 
 def test_a_device_that_stays_away_is_given_up_and_a_later_run_takes_up_the_rest(
-    fleet: Fleet, sshd: Any, make_bundle: Callable[..., Path], tmp_path: Path, capsys: Capture
+    fleet: Fleet,
+    sshd: Any,
+    make_bundle: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     starts, config = tmp_path / "starts", tmp_path / "ssh_config_far"
     leave = f"sed -i 's/Port .*/Port 9/' '{config}'; {KILL_SSHD}"
@@ -159,7 +164,10 @@ def test_a_device_that_stays_away_is_given_up_and_a_later_run_takes_up_the_rest(
     assert err.splitlines()[-1].endswith(f"(2 of 3 bundles failed: {others[0]} {others[1]})")
     kept = {name: Path(f"runs/bench/tiny/{name}/result.json").read_bytes() for name in there}
     sshd.config(config)
-    assert main(["--resume", "runs/bench/tiny"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "elsewhere")  # the inventory is found again
+        assert main(["--resume", str(tmp_path / "runs/bench/tiny")]) == 0
     out, err = capsys.readouterr()
     assert "4 of 6 results are there, measuring 2" in err
     assert {path.parent.name for path in Path("runs/bench/tiny").rglob("result.json")} == set(names)

@@ -97,6 +97,7 @@ THROTTLED = {"raw": "0x50000", "now": [], "occurred": ["undervoltage", "throttle
     [
         ({"before": {**BEFORE, "throttled": {"now": ["undervoltage"], "occurred": []}}}, "undervoltage"),
         ({"after": {**BEFORE, "throttled": {"now": ["throttled"], "occurred": ["throttled"]}}}, "throttled"),
+        ({"during": [{"throttled": None}, {"throttled": {"now": ["throttled"], "occurred": []}}]}, "throttled"),
         (
             {
                 "before": {**BEFORE, "throttled": {"raw": "0x0", "now": [], "occurred": []}},

@@ -10,65 +10,35 @@ import argparse
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bench.accuracy import ImageTruth, paired_bootstrap, score
+from bench.accuracy import ImageTruth
 from bench.errors import BenchError
 from bench.machine import machine_facts
+from bench.studies.decoded import Image
 from bench.studies.page_file import refuse_existing, write_page
 from bench.studies.peers import (
     EXPORT_FORMATS,
     calibration_as_val,
     copy_images,
-    detect_decoded,
     export_by_ultralytics,
-    open_decoded,
     write_yaml,
 )
+from bench.studies.scoring import TOOLS, Row, decoded_detections, detect_all, model_bytes, table
 from deploy.build import build_bundle
 from deploy.bundle import sha256_file
-from deploy.cli import log, run_command
+from deploy.cli import run_command
 from deploy.dataset import DetectionDataset, load_dataset
 from deploy.graph import Graph, load_graph
-from deploy.runtime import Detections, Detector, default_threads, letterbox, load_engine, read_image
+from deploy.runtime import default_threads, load_engine, read_image
 from deploy.steps import step
 from deploy.student import Student, find_student
 from deploy.verify import checkpoint_detector, image_truths, scoring_detector
 
 ENGINES = ("onnx", "openvino", "tflite")
-TOOLS = (
-    "torch", "ultralytics", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer", "litert-torch",
-    "numpy",
-)  # fmt: skip
-
-Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One scored network.
-
-    Attributes:
-        name: what it is.
-        size_bytes: of its model files.
-        detections: one entry per image; empty where it could not be made.
-        against: name of the row it is compared with; "" for none.
-        failure: why it could not be made.
-    """
-
-    name: str
-    size_bytes: int
-    detections: tuple[Detections, ...]
-    against: str = ""
-    failure: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +91,7 @@ def _rows(arguments: argparse.Namespace, student: Student, images: list[Image], 
 
 
 def _checkpoint_row(student: Student, graph: Graph, imgsz: int, images: list[Image]) -> Row:
-    found = _detect("PyTorch", checkpoint_detector(graph, imgsz), images)
+    found = detect_all("PyTorch", checkpoint_detector(graph, imgsz), images)
     return Row("PyTorch checkpoint", student.checkpoint.stat().st_size, found)
 
 
@@ -139,7 +109,7 @@ def _bundle_row(
         verify=False,
     )
     detector = scoring_detector(load_engine(bundle, default_threads()), bundle.manifest)
-    found = _detect(f"{engine} {precision}", detector, images)
+    found = detect_all(f"{engine} {precision}", detector, images)
     detector.close()
     against = "PyTorch checkpoint" if precision == "fp32" else f"bundle {engine} FP32"
     return Row(f"bundle {engine} {precision.upper()}", bundle.size_bytes, found, against)
@@ -158,16 +128,7 @@ def _export_row(
 
 
 def _decoded_row(name: str, path: Path, imgsz: int, images: list[Image]) -> Row:
-    model = open_decoded(path, default_threads())
-    with step(f"scoring {name}"):
-        found = tuple(detect_decoded(model, *letterbox(image, imgsz, imgsz)) for image in images)
-    files = [path] if path.is_file() else [*path.glob("*.xml"), *path.glob("*.bin")]
-    return Row(name, sum(file.stat().st_size for file in files), found, "PyTorch checkpoint")
-
-
-def _detect(name: str, detect: Callable[[Image], Detections] | Detector, images: list[Image]) -> tuple[Detections, ...]:
-    with step(f"scoring {name}"):
-        return tuple(detect(image) for image in images)
+    return Row(name, model_bytes(path), decoded_detections(name, path, imgsz, images), "PyTorch checkpoint")
 
 
 def _ultralytics_val(arguments: argparse.Namespace, work: Path) -> dict[str, tuple[float, float]]:
@@ -236,28 +197,6 @@ def _document(
         f"- Tools: Python {platform.python_version()}, " + ", ".join(f"{tool} {version(tool)}" for tool in TOOLS) + ".",
     ]
     return "\n".join(lines) + "\n"
-
-
-def table(rows: Sequence[Row], truths: Sequence[ImageTruth], class_count: int, resamples: int) -> list[str]:
-    """Markdown lines, one per row: scores, and the difference from another row with its bootstrap interval."""
-    by_name = {row.name: row for row in rows}
-    lines = []
-    for row in rows:
-        if row.failure:
-            lines.append(f"| {row.name} | | not made: {row.failure} | | | |")
-            continue
-        scores = score(row.detections, truths, class_count)
-        cells: list[Any] = [row.name, f"{row.size_bytes / 1e6:.1f}"]
-        cells += [f"{100 * scores.map50_95:.2f}", f"{100 * scores.map50:.2f}", row.against]
-        if row.against:
-            other = by_name[row.against].detections
-            change = paired_bootstrap(row.detections, other, truths, class_count, samples=resamples)
-            cells.append(f"{100 * change.difference:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]")
-        else:
-            cells.append("")
-        log(" | ".join(cells))
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
 
 
 if __name__ == "__main__":

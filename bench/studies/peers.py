@@ -1,39 +1,16 @@
-"""Models as others export them, and INT8 ones run by this project's letterbox and NMS: only the network differs."""
+"""Models as others export them, from the same calibration images."""
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from bench.errors import BenchError
 from deploy.calibration import evenly_spaced
 from deploy.dataset import LabelledImage, load_dataset
-from deploy.runtime import Detections, Letterbox
-from deploy.runtime.nms import nms
-from deploy.verify import SCORING_CONF, SCORING_IOU, SCORING_MAX_DET
-
-# (1, height, width, 3) uint8 pixels to (4 + classes, cells): centre x, centre y, width, height in input pixels, scores.
-DecodedModel = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 EXPORT_FORMATS = ("onnx", "openvino", "litert")
-
-
-def detect_decoded(model: DecodedModel, pixels: NDArray[np.uint8], geometry: Letterbox) -> Detections:
-    """Detections of one letterboxed image by a model with the decode inside, at the thresholds of scoring."""
-    decoded = model(pixels)
-    boxes_xywh, scores = decoded[:4].T, decoded[4:].T
-    cells, class_ids = np.nonzero(scores > SCORING_CONF)
-    centre, size = boxes_xywh[cells, :2], boxes_xywh[cells, 2:]
-    boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
-    candidates = scores[cells, class_ids]
-    kept = nms(boxes, candidates, class_ids, SCORING_IOU, SCORING_MAX_DET)
-    return Detections(geometry.to_source(boxes[kept]), candidates[kept], class_ids[kept])
 
 
 def export_by_ultralytics(
@@ -107,69 +84,3 @@ def write_yaml(path: Path, root: Path, class_names: Sequence[str]) -> Path:
     fields = {"path": str(root), "train": "images", "val": "images", "names": dict(enumerate(class_names))}
     path.write_text(yaml.safe_dump(fields), encoding="utf-8")
     return path
-
-
-def open_decoded(path: Path, threads: int) -> DecodedModel:
-    """Open an exported model by its suffix: `.onnx`, a folder with an OpenVINO `.xml`, or `.tflite`."""
-    if path.is_dir():
-        return _open_openvino(next(path.glob("*.xml")), threads)
-    return _open_onnx(path, threads) if path.suffix == ".onnx" else _open_tflite(path, threads)
-
-
-def _nchw(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
-
-
-def _open_onnx(path: Path, threads: int) -> DecodedModel:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda pixels: np.asarray(session.run(None, {name: _nchw(pixels)})[0][0], np.float32)
-
-
-def _open_openvino(path: Path, threads: int) -> DecodedModel:
-    import openvino
-
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", config)
-    return lambda pixels: np.asarray(compiled(_nchw(pixels))[0][0], np.float32)
-
-
-def _open_tflite(path: Path, threads: int) -> DecodedModel:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(path), num_threads=threads)
-    interpreter.allocate_tensors()
-    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    channels_last = source["shape"][-1] == 3
-    side = int(source["shape"][1 if channels_last else 2])
-
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        images = _nchw(pixels)
-        laid_out = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if channels_last else images
-        interpreter.set_tensor(source["index"], _quantized(laid_out, source))
-        interpreter.invoke()
-        decoded = _dequantized(interpreter.get_tensor(target["index"])[0], target)
-        decoded[:4] *= side  # both tool chains divide the boxes by the input size before quantizing
-        return decoded
-
-    return run
-
-
-def _quantized(values: NDArray[np.float32], detail: dict[str, Any]) -> NDArray[Any]:
-    scale, zero_point = detail["quantization"]
-    if math.isclose(scale, 0.0):
-        return values
-    limits = np.iinfo(detail["dtype"])
-    quantized = np.clip(np.round(values / scale) + zero_point, limits.min, limits.max)
-    return np.asarray(quantized, detail["dtype"])
-
-
-def _dequantized(values: NDArray[Any], detail: dict[str, Any]) -> NDArray[np.float32]:
-    scale, zero_point = detail["quantization"]
-    if math.isclose(scale, 0.0):
-        return np.array(values, np.float32)
-    return np.asarray((values.astype(np.float32) - np.float32(zero_point)) * np.float32(scale), np.float32)

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.machine import machine_facts, machine_state
+from bench.studies.int8_networks import has_bf16
 from bench.studies.page_file import refuse_existing, run_study, write_page
 from bench.studies.runtime_equality import CONF, IOU, MAX_DET, measure_equality
 from bench.studies.runtime_latency import OURS, THEIRS, Cell, Entrant, measure_cell
@@ -160,7 +161,7 @@ def _entrants(
     yield Entrant("ultralytics", THEIRS, theirs, as_it_comes=True)
     if engine == "tflite":
         yield Entrant(f"ultralytics, {arguments.threads} threads", THEIRS, {**theirs, "threads_forced": True})
-    if engine == "openvino" and _has_bf16():
+    if engine == "openvino" and has_bf16():
         for hint in ("f32", "bf16"):
             yield Entrant(f"bundle, {hint}", OURS, {**ours, "options": {"inference_precision": hint}})
         yield Entrant("ultralytics, f32", THEIRS, {**theirs, "precision_forced": "f32"})
@@ -186,11 +187,6 @@ def _requests(
         "kind": "ultralytics",
         "model": str(export),
     }
-
-
-def _has_bf16() -> bool:
-    """Whether OpenVINO, left alone, runs what is float in bf16 on this processor."""
-    return any(flag in machine_facts()["cpu_flags"] for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def _memories(arguments: argparse.Namespace, workshop: Workshop, log_file: Path) -> Iterator[Memory]:

@@ -1,4 +1,4 @@
-"""The two contenders of the runtime study behind one face: this project's `Detector` and ultralytics' `predict`."""
+"""The contenders of the studies behind one face: this project's `Detector`, ultralytics' `predict`, decoded models."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import BenchError
+from bench.studies.decoded import DecodedContender
+from bench.studies.forced import force_openvino_precision, force_threads
 from deploy.bundle import Bundle
 from deploy.runtime import Detections, Detector
 
@@ -58,10 +60,10 @@ def open_contender(request: Mapping[str, Any]) -> Contender:
     """Open a contender.
 
     Args:
-        request: `kind` ("bundle" or "ultralytics"), `model` (path), `engine`, `imgsz`, `threads`, `conf`, `iou`,
-            `max_det`; for a bundle `options` (of its engine) and `resize` (what resizes images, see
+        request: `kind` ("bundle", "ultralytics" or "decoded"), `model` (path), `engine`, `imgsz`, `threads`, `conf`,
+            `iou`, `max_det`; for a bundle `options` (of its engine) and `resize` (what resizes images, see
             `deploy.runtime.resize`) and `cache` (folder of opened models); for ultralytics `predict` (further
-            arguments of `predict`), `threads_forced` (LiteRT) and `precision_forced` (OpenVINO).
+            arguments of `predict`), `threads_forced` (LiteRT, ONNX Runtime) and `precision_forced` (OpenVINO).
 
     Raises:
         BenchError: an unknown kind.
@@ -70,6 +72,7 @@ def open_contender(request: Mapping[str, Any]) -> Contender:
     kinds: dict[str, Callable[[Mapping[str, Any]], Contender]] = {
         "bundle": BundleContender,
         "ultralytics": UltralyticsContender,
+        "decoded": DecodedContender,
     }
     if request["kind"] not in kinds:
         raise BenchError(f"contender {request['kind']!r} is unknown, known are {', '.join(kinds)}")
@@ -146,12 +149,11 @@ class UltralyticsContender:
     def __init__(self, request: Mapping[str, Any]) -> None:
         self._engine_name = str(request["engine"])
         if request.get("precision_forced"):
-            _force_openvino_precision(str(request["precision_forced"]))
+            force_openvino_precision(str(request["precision_forced"]))
         from ultralytics import YOLO
 
         if request.get("threads_forced"):
-            # It asks for min(8, processors - 1) and offers no way to say otherwise.
-            importlib.import_module("ultralytics.nn.backends.litert").__dict__["NUM_THREADS"] = int(request["threads"])
+            force_threads(self._engine_name, int(request["threads"]))
         self._model = YOLO(str(request["model"]), task="detect")
         self._arguments = {
             "imgsz": int(request["imgsz"]),
@@ -275,16 +277,3 @@ class _Recording:
             return original(*arguments, **keywords)
 
         return call
-
-
-def _force_openvino_precision(precision: str) -> None:
-    """Have every model compiled at `precision`: `predict` has no argument for it."""
-    import openvino
-
-    compile_model = openvino.Core.compile_model
-
-    def compile_at(core: Any, model: Any, device_name: Any = None, config: Any = None, **keywords: Any) -> Any:
-        forced = {**(config or {}), "INFERENCE_PRECISION_HINT": precision}
-        return compile_model(core, model, device_name, forced, **keywords)
-
-    openvino.Core.compile_model = compile_at

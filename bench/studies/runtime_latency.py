@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +150,10 @@ def round_indices(number: int, per_round: int, images: int) -> list[int]:
     return [(number * per_round + index) % images for index in range(per_round)]
 
 
+# Contenders, their processes by name, number of images, rounds, images per round.
+Sampler = Callable[[Sequence[Entrant], Mapping[str, WorkerProcess], int, int, int], list[Timing]]
+
+
 def measure_cell(
     cell: tuple[int, str, str],
     entrants: Sequence[Entrant],
@@ -157,6 +161,7 @@ def measure_cell(
     rounds: int,
     per_round: int,
     log_file: Path,
+    sample: Sampler | None = None,
 ) -> Cell:
     """Measure all contenders of a cell in turn, round by round; one that cannot run is left out with its reason.
 
@@ -167,6 +172,7 @@ def measure_cell(
         rounds: how many, at least 1.
         per_round: images of a round, at least 1.
         log_file: where the workers' stderr goes.
+        sample: takes the samples of those that opened; default the whole way from image to boxes, and its parts.
     """
     imgsz, engine, precision = cell
     failures: dict[str, str] = {}
@@ -184,7 +190,7 @@ def measure_cell(
             workers[entrant.name] = worker
         running = [entrant for entrant in entrants if entrant.name in workers]
         try:
-            timings = _rounds(running, workers, len(images), rounds, per_round)
+            timings = (sample or _rounds)(running, workers, len(images), rounds, per_round)
         except BenchError as error:  # one that ran at first and then failed spoils the comparison of all
             timings = []
             failures["the comparison"] = str(error)

@@ -12,10 +12,11 @@ pytest.importorskip("ultralytics", reason="the studies need the [train] extra")
 import torch
 
 from bench.accuracy import ImageTruth
-from bench.studies.coco_mini import Row, table
-from bench.studies.peers import detect_decoded, export_by_ultralytics, open_decoded
+from bench.studies.decoded import open_decoded
+from bench.studies.peers import export_by_ultralytics
+from bench.studies.scoring import Row, detect_decoded, table
 from deploy.graph import load_graph
-from deploy.runtime import Detections, letterbox, read_image
+from deploy.runtime import Detections, read_image
 from deploy.verify import checkpoint_detector
 
 
@@ -39,14 +40,14 @@ def test_a_decoded_model_scores_as_its_raw_tensors_do(deployed_student, image: n
             return model(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)[0][0].numpy()
 
     expected = checkpoint_detector(load_graph(deployed_student.checkpoint), 96)(image)
-    _same(detect_decoded(decoded, *letterbox(image, 96, 96)), expected)
+    _same(detect_decoded(decoded, image, 96), expected)
 
 
 def test_ultralytics_int8_export_is_made_and_finds_the_same_best_object(
     deployed_student, image: np.ndarray, tmp_path: Path
 ) -> None:
     path = export_by_ultralytics(deployed_student.checkpoint, "onnx", deployed_student.data_yaml, 96, tmp_path)
-    found = detect_decoded(open_decoded(path, threads=1), *letterbox(image, 96, 96))
+    found = detect_decoded(open_decoded(path, threads=1), image, 96)
     expected = checkpoint_detector(load_graph(deployed_student.checkpoint), 96)(image)
     same_class = found.class_ids == expected.class_ids[0]
     distances = np.abs(found.boxes_xyxy[same_class] - expected.boxes_xyxy[0]).max(axis=1)

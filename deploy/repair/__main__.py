@@ -11,8 +11,8 @@ from pathlib import Path
 from deploy.build import DEFAULT_CALIBRATION_IMAGES, FALLBACK_IMGSZ, REPAIR_RECORD, calibration_list
 from deploy.cli import log, number_within, positive_whole_number, run_command, unused_path, whole_folder, whole_number
 from deploy.command import check_calibration_source
-from deploy.errors import StudentError
-from deploy.repair.names import DEFAULT_METHODS, METHOD_NAMES, parse_methods
+from deploy.errors import ExportError, StudentError
+from deploy.repair.names import DEFAULT_METHODS, METHOD_NAMES, NONE, parse_methods
 from deploy.steps import step
 from deploy.student import Student, find_student
 
@@ -28,6 +28,8 @@ def _repair(arguments: argparse.Namespace) -> int:
     methods = parse_methods(arguments.methods)
     student = find_student(arguments.student)
     _check_not_repaired(student)
+    if not methods:
+        raise ExportError(f"--methods {NONE} repairs nothing: give some of {', '.join(METHOD_NAMES)}")
     out = arguments.out or unused_path(Path("runs/repair") / student.name / "student")
     images = calibration_list(student, arguments.calibration, arguments.calibration_images)
     from deploy.graph import check_imgsz, load_graph
@@ -52,7 +54,10 @@ def _repair(arguments: argparse.Namespace) -> int:
         f"{record['distance_before']:.4f} before, {record['distance_after']:.4f} after "
         f"({', '.join(record['kept']) or 'nothing kept'})"
     )
-    log(f"next: python -m deploy.openvino --int8 --student {out}")
+    if record["kept"]:
+        log(f"next: python -m deploy.openvino --int8 --student {out}")
+    else:
+        log(f"nothing helped: {out} holds the weights of {student.checkpoint}, so deploy those")
     return 0
 
 

@@ -73,11 +73,11 @@ def repair(
     """
     chosen = check_methods(methods)
     if isinstance(graph.network, ExportedLogits):
-        raise ExportError("the weights of an exported program (.pt2) cannot be repaired: give --repair none")
+        raise ExportError("the weights of an exported program (.pt2) cannot be repaired: deploy it as it is")
     if len(calibration) < LEAST_IMAGES:
         raise CalibrationError(
             f"{calibration.source} gives {len(calibration)} calibration images, weight repair needs at least "
-            f"{LEAST_IMAGES}: give more, or --repair none"
+            f"{LEAST_IMAGES}: give more, or deploy the student as it is"
         )
     task = make_task(graph, calibration, imgsz, seed)
     how = training or Training()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,46 @@ def test_an_unknown_method_ends_in_one_line(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.splitlines() == [
         "error: no weight repair by 'magic': give some of equalise, qat, adaround, bias, or none"
     ]
+
+
+def test_too_few_images_and_no_method_at_all_end_in_one_line(
+    deployed_student: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--student", str(deployed_student.run), "--out", str(tmp_path / "student")]
+    for added, words in (
+        (["--calibration-images", "3"], "3 calibration images, weight repair needs at least 4: give more, or deploy"),
+        (["--methods", "none"], "--methods none repairs nothing: give some of equalise, qat, adaround, bias"),
+        (["--calibration", "nothing.yaml"], "no --calibration nothing.yaml: check the path"),
+    ):
+        assert main([*arguments, *added]) == 1
+        (line,) = (one for one in capsys.readouterr().err.splitlines() if one.startswith("error: "))
+        assert words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_helps_the_student_is_as_it_was_and_that_is_said(
+    deployed_student: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.repair.methods.is_better", lambda distance, before: False)
+    out = tmp_path / "student"
+    assert main(["--student", str(deployed_student.run), "--out", str(out), "--methods", "bias"]) == 0
+    assert "nothing helped" in capsys.readouterr().err
+    before, after = (load_graph(path).network for path in (deployed_student.checkpoint, out / "student.pt"))
+    for one, other in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_one_repaired_student_serves_every_target(repaired: Path, tmp_path: Path) -> None:
+    hashes = set()
+    for engine in ("onnx", "openvino", "tflite"):
+        bundle = tmp_path / engine
+        arguments = ["--student", str(repaired), "--int8", "--max-drop", "100", "--out", str(bundle)]
+        assert import_module(f"deploy.{engine}").main(arguments) == 0
+        manifest = Bundle.open(bundle).manifest
+        hashes.add(manifest.student["sha256"])
+        assert manifest.records["repair"]["methods"] == ["qat", "bias"]
+        assert max(one["mean_abs"] for one in manifest.verified["drift"].values()) < 0.5
+    assert hashes == {sha256_file(repaired / "student.pt")}
 
 
 def test_a_float_precision_refuses_the_flag(capsys: pytest.CaptureFixture[str]) -> None:

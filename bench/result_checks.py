@@ -43,14 +43,15 @@ def check_kinds(result: Result) -> None:
 
 def _check_parts(result: Result) -> None:
     """Refuse what schema 3 added if it is there and lacks a figure that is read by name."""
-    for name, figures in (("memory", ()), ("cpu", ("user_s", "system_s")), ("energy", ("joules",))):
-        part = getattr(result, name)
-        _expect(name, part, *((Mapping, type(None)) if name == "energy" else (Mapping,)))
-        for figure in figures if part else ():
-            _expect(f"{name}.{figure}", part.get(figure), int, float)
+    _expect("memory", result.memory, Mapping)
+    _expect("cpu", result.cpu, Mapping)
+    _expect("energy", result.energy, Mapping, type(None))
     _expect("throughput", result.throughput, Mapping, type(None))
-    for figure in ("fps", "streams") if result.throughput is not None else ():
-        _expect(f"throughput.{figure}", result.throughput.get(figure), int, float)
+    needed = {"cpu": ("user_s", "system_s"), "energy": ("joules",), "throughput": ("fps", "streams")}
+    for name, figures in needed.items():
+        part: Mapping[str, Any] | None = getattr(result, name)
+        for figure in figures if part else ():
+            _expect(f"{name}.{figure}", (part or {}).get(figure), int, float)
 
 
 def _main_figures(accuracy: Accuracy | TopAccuracy) -> tuple[float, float]:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from devices import ConnectionFailedError, InventoryError, LocalDevice, SshDevice, load_inventory, open_device
+from devices import (
+    ConnectionFailedError,
+    InventoryError,
+    LocalDevice,
+    SshDevice,
+    chosen_names,
+    load_inventory,
+    open_device,
+)
 
 WHOLE = """
 [device.pi5]
@@ -104,3 +112,23 @@ def _file(folder: Path, text: str) -> Path:
     file = folder / "devices.toml"
     file.write_text(text)
     return file
+
+
+def test_names_and_a_tag_stand_for_several_devices_each_once(tmp_path: Path) -> None:
+    file = _file(tmp_path, WHOLE + '[device."a,b"]\nhost = "c"\ntags = ["fast"]\n')
+    assert chosen_names(None, None, file) == ["local"]
+    assert chosen_names("pi5,me@there,pi5", None, file) == ["pi5", "me@there"]
+    assert chosen_names("a,b", None, file) == ["a,b"]
+    assert chosen_names("local", "fast", file) == ["local", "pi5", "a,b"]
+    with pytest.raises(InventoryError, match=r"no device has the tag 'attic': .*devices.toml lists fast, kitchen"):
+        chosen_names(None, "attic", file)
+    for names in ("", "pi5,", ",pi5", "pi5,,local"):
+        with pytest.raises(InventoryError, match="has an empty name"):
+            chosen_names(names, None, file)
+
+
+def test_a_meter_s_file_must_have_a_whole_path(tmp_path: Path) -> None:
+    file = _file(tmp_path, '[device.a]\nhost = "a"\nmeter = "/run/meter"')
+    assert open_device("a", file).meter == "/run/meter"
+    with pytest.raises(InventoryError, match="has meter = 'meter', expected ~/NAME or an absolute path"):
+        load_inventory(_file(tmp_path, '[device.a]\nhost = "a"\nmeter = "meter"'))

@@ -29,10 +29,19 @@ QUICK = ["--samples", "3", "--min-seconds", "0", "--warmup", "1", "--threads", "
 PRECISIONS = ("fp32", "int8")
 KINDS = [(engine, precision) for engine in ENGINES for precision in PRECISIONS]
 CLEAR_SCORE = 0.1  # detections below it come and go with the last digit
-# How far a score may be off: float sums are ordered otherwise, and OpenVINO computes in FP16 on this processor; INT8
-# kernels of two processors round at different places.
-SCORE_TOLERANCE = {"fp32": 0.01, "int8": 0.05}
-SAME_PLACE = {"fp32": 0.95, "int8": 0.85}  # least IoU
+SCORE_TOLERANCE = 0.001
+SAME_PLACE = 0.99  # least IoU
+# Seen with OpenVINO 2026.4: INT8 here, FP32 in all 63 convolutions there, as its own account in the result says. The
+# images are few and the network is random: mAP is 4.4 points off, by detections of low scores that come and go.
+COMPARED = [
+    pytest.param(
+        kind,
+        marks=pytest.mark.xfail(strict=True, reason="OpenVINO runs quantized models in float on ARM")
+        if kind == ("openvino", "int8")
+        else (),
+    )
+    for kind in KINDS
+]
 
 Kind = tuple[str, str]
 
@@ -80,19 +89,19 @@ def measured(
     }
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+@pytest.mark.parametrize("kind", COMPARED, ids=" ".join)
 def test_the_pi_detects_what_this_machine_detects(kind: Kind, measured: dict[Kind, Measured]) -> None:
     there, here = (read_detections(folder / "detections.npz").detections for folder in vars(measured[kind]).values())
     assert len(there) == len(here) == 6
     clear = 0
     for far, near in zip(there, here, strict=True):
-        assert _without_counterpart(near, far, kind[1]) == []
-        assert _without_counterpart(far, near, kind[1]) == []
+        assert _without_counterpart(near, far) == []
+        assert _without_counterpart(far, near) == []
         clear += int((near.scores >= CLEAR_SCORE).sum())
     assert clear >= 20  # there was something to find
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+@pytest.mark.parametrize("kind", COMPARED, ids=" ".join)
 def test_the_pi_scores_what_this_machine_scores(kind: Kind, measured: dict[Kind, Measured]) -> None:
     there, here = (result.accuracy for result in measured[kind].results())
     assert isinstance(there, Accuracy)
@@ -120,6 +129,12 @@ def test_memory_and_facts_of_the_pi_are_in_the_result(kind: Kind, measured: dict
     assert result.protocol["threads"] == 1
 
 
+def test_the_result_says_that_openvino_ran_no_int8_there(measured: dict[Kind, Measured]) -> None:
+    there, here = measured["openvino", "int8"].results()
+    assert set(there.executed["audit"]["convolutions"]) == {"FP32"}
+    assert here.executed["audit"]["convolutions"]["INT8"] > 50
+
+
 def test_the_report_does_not_pass_it_for_a_pi(measured: dict[Kind, Measured], tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert report.main([str(one.there) for one in measured.values()] + ["--out", str(out)]) == 0
@@ -129,15 +144,15 @@ def test_the_report_does_not_pass_it_for_a_pi(measured: dict[Kind, Measured], tm
     assert ">Raspberry Pi 5" not in page
 
 
-def _without_counterpart(some: ImageDetections, others: ImageDetections, precision: str) -> list[str]:
+def _without_counterpart(some: ImageDetections, others: ImageDetections) -> list[str]:
     """What is clear among `some` and is not among `others` with about the same box and score."""
     left = []
     ious = pairwise_iou(np.asarray(some.boxes_xyxy, np.float64), np.asarray(others.boxes_xyxy, np.float64))
     for index in np.flatnonzero(some.scores >= CLEAR_SCORE):
         close = (
             (others.class_ids == some.class_ids[index])
-            & (ious[index] >= SAME_PLACE[precision])
-            & (np.abs(others.scores - some.scores[index]) <= SCORE_TOLERANCE[precision])
+            & (ious[index] >= SAME_PLACE)
+            & (np.abs(others.scores - some.scores[index]) <= SCORE_TOLERANCE)
         )
         if not close.any():
             left.append(f"class {some.class_ids[index]}, score {some.scores[index]:.3f}: {some.boxes_xyxy[index]}")

@@ -29,8 +29,6 @@ QUICK = ["--samples", "3", "--min-seconds", "0", "--warmup", "1", "--threads", "
 PRECISIONS = ("fp32", "int8")
 KINDS = [(engine, precision) for engine in ENGINES for precision in PRECISIONS]
 CLEAR_SCORE = 0.1  # detections below it come and go with the last digit
-SCORE_TOLERANCE = 0.001
-SAME_PLACE = 0.99  # least IoU
 # Seen with OpenVINO 2026.4: INT8 here, FP32 in all 63 convolutions there, as its own account in the result says. The
 # images are few and the network is random: mAP is 4.4 points off, by detections of low scores that come and go.
 COMPARED = [
@@ -44,6 +42,19 @@ COMPARED = [
 ]
 
 Kind = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """When two detections are the same: overlap, difference of their scores, and how many may have no counterpart."""
+
+    iou: float = 0.99
+    score: float = 0.001
+    share_left: float = 0.0
+
+
+# ncnn's INT8 kernels round otherwise on ARM: scores are up to 0.012 off, and NMS at times keeps another of two boxes.
+LIKENESS = {("ncnn", "int8"): Likeness(0.95, 0.02, 0.02)}
 
 
 @dataclass(frozen=True)
@@ -93,12 +104,13 @@ def measured(
 def test_the_pi_detects_what_this_machine_detects(kind: Kind, measured: dict[Kind, Measured]) -> None:
     there, here = (read_detections(folder / "detections.npz").detections for folder in vars(measured[kind]).values())
     assert len(there) == len(here) == 6
-    clear = 0
+    like = LIKENESS.get(kind, Likeness())
+    left: list[str] = []
     for far, near in zip(there, here, strict=True):
-        assert _without_counterpart(near, far) == []
-        assert _without_counterpart(far, near) == []
-        clear += int((near.scores >= CLEAR_SCORE).sum())
-    assert clear >= 20  # there was something to find
+        left += _without_counterpart(near, far, like) + _without_counterpart(far, near, like)
+    clear = sum(int((one.scores >= CLEAR_SCORE).sum()) for one in (*there, *here))
+    assert clear >= 200  # there was something to find
+    assert len(left) <= like.share_left * clear, left
 
 
 @pytest.mark.parametrize("kind", COMPARED, ids=" ".join)
@@ -144,15 +156,15 @@ def test_the_report_does_not_pass_it_for_a_pi(measured: dict[Kind, Measured], tm
     assert ">Raspberry Pi 5" not in page
 
 
-def _without_counterpart(some: ImageDetections, others: ImageDetections) -> list[str]:
+def _without_counterpart(some: ImageDetections, others: ImageDetections, like: Likeness) -> list[str]:
     """What is clear among `some` and is not among `others` with about the same box and score."""
     left = []
     ious = pairwise_iou(np.asarray(some.boxes_xyxy, np.float64), np.asarray(others.boxes_xyxy, np.float64))
     for index in np.flatnonzero(some.scores >= CLEAR_SCORE):
         close = (
             (others.class_ids == some.class_ids[index])
-            & (ious[index] >= SAME_PLACE)
-            & (np.abs(others.scores - some.scores[index]) <= SCORE_TOLERANCE)
+            & (ious[index] >= like.iou)
+            & (np.abs(others.scores - some.scores[index]) <= like.score)
         )
         if not close.any():
             left.append(f"class {some.class_ids[index]}, score {some.scores[index]:.3f}: {some.boxes_xyxy[index]}")

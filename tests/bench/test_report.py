@@ -432,7 +432,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no json": (lambda f: (f / "result.json").write_text("{oops"), "is not valid JSON"),
     "empty file": (lambda f: (f / "result.json").write_text(""), "is not valid JSON"),
     "binary": (lambda f: (f / "result.json").write_bytes(b"\xff\xfe\x00"), "is not UTF-8"),
-    "another schema": (lambda f: _without(f, "schema", value=99), "has schema 99, this version reads 1 and 2"),
+    "another schema": (lambda f: _without(f, "schema", value=99), "has schema 99, this version reads 1, 2, 3"),
     "a list": (lambda f: (f / "result.json").write_text("[1]"), "has schema 'list'"),
     "a missing field": (lambda f: _without(f, "load_s"), "load_s"),
     "an unknown field": (lambda f: _without(f, "surprise", value=1), "surprise"),

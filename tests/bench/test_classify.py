@@ -38,7 +38,7 @@ def test_an_image_folder_is_measured_and_scored(colour_bundle: Path, colour_data
     assert result.accuracy.top5 == 1.0
     assert result.accuracy.per_class == {"blue": 1.0, "green": pytest.approx(0.6), "red": 1.0}
     assert (result.accuracy.images, result.accuracy.dataset) == (15, "data/test")
-    assert (result.schema, result.bundle["task"], result.bundle["imgsz"]) == (2, "classify", [COLOUR_SIDE, COLOUR_SIDE])
+    assert (result.schema, result.bundle["task"], result.bundle["imgsz"]) == (3, "classify", [COLOUR_SIDE, COLOUR_SIDE])
     assert result.protocol["top_k"] == 5
     assert "iou" not in result.protocol
     assert len(result.latency.inference_s) == 12

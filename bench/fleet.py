@@ -87,22 +87,19 @@ def measure_all(lanes: Sequence[Lane], keep: Keep, board: Board) -> None:
         OSError: this machine failed, after the other lanes have ended.
     """
     stopping = threading.Event()
-    threads = [
+    drivers = [_Driver(lane, keep, board, stopping) for lane in lanes]
+    for driver in drivers:
         # Daemons: a second Ctrl-C ends this process at once, and with it what its devices run.
-        threading.Thread(target=_Driver(lane, keep, board, stopping).run, daemon=True)
-        for lane in lanes
-    ]
-    for thread in threads:
-        thread.start()
+        threading.Thread(target=driver.run, daemon=True).start()
     try:
-        for thread in threads:
-            thread.join()
+        for driver in drivers:
+            driver.ended.wait()
     except KeyboardInterrupt:
         stopping.set()
         for lane in lanes:
             lane.device.stop()
-        for thread in threads:
-            thread.join()
+        for driver in drivers:
+            driver.ended.wait()
         raise
     finally:
         board.clear()
@@ -112,7 +109,12 @@ def measure_all(lanes: Sequence[Lane], keep: Keep, board: Board) -> None:
 
 
 class _Driver:
-    """Works through one lane."""
+    """Works through one lane.
+
+    Attributes:
+        ended: set once all is done and the device is closed. Not `Thread.join`: where that is interrupted by Ctrl-C,
+            Python 3.11 takes the thread for ended, and does not wait for it again.
+    """
 
     def __init__(self, lane: Lane, keep: Keep, board: Board, stopping: threading.Event) -> None:
         self._lane = lane
@@ -121,6 +123,7 @@ class _Driver:
         self._board = board
         self._stopping = stopping
         self._site: Site | None = None  # where the device is connected and has what it needs
+        self.ended = threading.Event()
         self._usable = False  # whether the last attempt came so far
 
     def run(self) -> None:
@@ -133,7 +136,13 @@ class _Driver:
         except BaseException as error:  # noqa: BLE001 - raised again by `measure_all`
             self._lane.broke = error
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        try:
             self._device.close()
+        finally:
+            self.ended.set()
 
     def _attempt(self, task: Task) -> None:
         try:

@@ -88,10 +88,9 @@ def measure_all(lanes: Sequence[Lane], keep: Keep, board: Board) -> None:
     """
     stopping = threading.Event()
     drivers = [_Driver(lane, keep, board, stopping) for lane in lanes]
-    for driver in drivers:
-        # Daemons: a second Ctrl-C ends this process at once, and with it what its devices run.
-        threading.Thread(target=driver.run, daemon=True).start()
     try:
+        for driver in drivers:
+            driver.start()
         for driver in drivers:
             driver.ended.wait()
     except KeyboardInterrupt:
@@ -112,7 +111,7 @@ class _Driver:
     """Works through one lane.
 
     Attributes:
-        ended: set once all is done and the device is closed. Not `Thread.join`: where that is interrupted by Ctrl-C,
+        ended: not set from its start until all is done and the device is closed. Not `Thread.join`: where that is interrupted by Ctrl-C,
             Python 3.11 takes the thread for ended, and does not wait for it again.
     """
 
@@ -124,9 +123,15 @@ class _Driver:
         self._stopping = stopping
         self._site: Site | None = None  # where the device is connected and has what it needs
         self.ended = threading.Event()
+        self.ended.set()
         self._usable = False  # whether the last attempt came so far
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self.ended.clear()
+        # A daemon: a second Ctrl-C ends this process at once, and with it what its devices run.
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
         try:
             for task in self._lane.tasks:
                 if self._lane.error is not None:

@@ -161,11 +161,12 @@ class _Run:
     def _measured(self, folder: RunFolder, opened: Sequence[Opened | None], unusable: Mapping[str, str]) -> int:
         """Measure every bundle on every device but for the results that are there."""
         plan, earlier = folder.plan, folder.finished()
+        results = plan.folder_names()
         lanes = []
         for name in plan.devices:
             device = open_device(name, self._arguments.inventory)
             tasks = [
-                Task(one.bundle, one.images, self._job(device, one.images), plan.folder_names()[name, place])
+                Task(one.bundle, one.images, self._job(device, one.images), results[name, place])
                 for place, one in enumerate(opened)
                 if one is not None and (name, place) not in earlier
             ]

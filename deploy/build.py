@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.bundle import MANIFEST_NAME, Bundle, Manifest, sha256_file
+from deploy.bundle import Bundle, Manifest, sha256_file
 from deploy.calibration import YAML_SUFFIXES, CalibrationList, choose_calibration
 from deploy.cli import log, whole_folder
 from deploy.errors import CalibrationError, ExportError
@@ -91,7 +91,7 @@ def build_bundle(
         with step(f"compiling for {target.engine}, {precision}, {size} px{count}"):
             compiled = target.compile(job)
         manifest = replace(_manifest(target, student, job, compiled, validation), records=records)
-        _write(manifest, folder)
+        manifest.write(folder)
         if verify and validation is None:
             kind = "the root of an image-folder data set" if graph.task == "classify" else "a data.yaml"
             log(f"not verified: no validation set is known (give --calibration {kind})")
@@ -107,7 +107,7 @@ def build_bundle(
                 student.held_out_split if validation == student.data else None,
                 partial(_costly_layers, job),
             )
-            _write(replace(manifest, verified=verified), folder)
+            replace(manifest, verified=verified).write(folder)
     return Bundle.open(out)
 
 
@@ -230,10 +230,6 @@ def _manifest(target: Target, student: Student, job: Job, compiled: Compiled, va
         data_yaml=None if data is None or classifies else str(data.resolve()),
         data_root=str(data.resolve()) if data is not None and classifies else None,
     )
-
-
-def _write(manifest: Manifest, folder: Path) -> None:
-    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _engine_options(engine: str) -> dict[str, str | int | bool]:

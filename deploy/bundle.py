@@ -146,6 +146,10 @@ class Manifest:
         """The manifest as the text of `manifest.json`, keys in a fixed order."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
+    def write(self, folder: Path) -> None:
+        """Write it into a bundle's folder, in the place of one that is there."""
+        (folder / MANIFEST_NAME).write_text(self.to_json(), encoding="utf-8")
+
     @staticmethod
     def from_json(text: str, source: str) -> Manifest:
         """Read a manifest.

@@ -94,6 +94,23 @@ def _deploy(target: Target, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which images INT8 is fitted to."""
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="data.yaml or image-folder data set, whose train split calibrates, or a folder of images "
+        "(default: the student's training images)",
+    )
+    parser.add_argument(
+        "--calibration-images",
+        type=positive_whole_number,
+        default=DEFAULT_CALIBRATION_IMAGES,
+        metavar="N",
+        help="how many of them at most, chosen evenly (default: %(default)s)",
+    )
+
+
 def _parser(target: Target) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m deploy.{target.engine}",
@@ -135,19 +152,7 @@ def _parser(target: Target) -> argparse.ArgumentParser:
         help=f"change the weights for INT8 first: some of {', '.join(METHOD_NAMES)}: minutes; python -m deploy.repair "
         "does it once for all targets (default: %(default)s)",
     )
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        help="data.yaml or image-folder data set, whose train split calibrates, or a folder of images "
-        "(default: the student's training images)",
-    )
-    parser.add_argument(
-        "--calibration-images",
-        type=positive_whole_number,
-        default=DEFAULT_CALIBRATION_IMAGES,
-        metavar="N",
-        help="how many of them at most, chosen evenly (default: %(default)s)",
-    )
+    add_calibration_flags(parser)
     parser.add_argument(
         "--imgsz", type=positive_whole_number, help="side of the input in pixels (default: the student's)"
     )

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from deploy.build import DEFAULT_MAX_DROP_POINTS, build_bundle
-from deploy.bundle import MANIFEST_NAME, Bundle
+from deploy.bundle import Bundle
 from deploy.cli import log, one_line, whole_folder
 from deploy.errors import ExportError, VerificationError
 from deploy.runtime import default_threads
@@ -181,5 +181,4 @@ def _keep(bundle: Bundle, out: Path, record: Mapping[str, Any]) -> None:
     with whole_folder(out) as folder:
         for name in manifest.files:
             shutil.copyfile(bundle.path / name, folder / name)
-        kept = replace(manifest, records={**manifest.records, "chosen": record})
-        (folder / MANIFEST_NAME).write_text(kept.to_json(), encoding="utf-8")
+        replace(manifest, records={**manifest.records, "chosen": record}).write(folder)

@@ -18,10 +18,10 @@ from bench.errors import BenchError
 from bench.machine import machine_facts
 from bench.studies import int8_parts as parts
 from bench.studies.figures_folder import FiguresFolder
-from bench.studies.int8_networks import Network, Sources, entrants, has_bf16, make_networks
+from bench.studies.int8_networks import Network, Sources, entrants, make_networks
 from bench.studies.int8_page import Figures, Setting, document
 from bench.studies.page_file import refuse_existing, run_study, write_page
-from bench.studies.runtime_models import ENGINES, Workshop
+from bench.studies.runtime_models import ENGINES, Workshop, has_bf16
 from deploy.build import REPAIR_RECORD
 from deploy.cli import positive_whole_number
 from deploy.dataset import DetectionDataset, evenly_spaced, load_dataset

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.machine import machine_facts
 from bench.studies.runtime_equality import CONF, IOU, MAX_DET
 from bench.studies.runtime_latency import OURS, THEIRS, Entrant
 from bench.studies.runtime_models import ENGINE_NAMES, PRECISIONS, Workshop
@@ -110,11 +109,6 @@ def _made(
         return Network(engine, maker, precision, failure=str(error))
     path = made.path if isinstance(made, Bundle) else made
     return Network(engine, maker, precision, path.resolve())
-
-
-def has_bf16() -> bool:
-    """Whether OpenVINO, left alone, runs what is float in bf16 on this processor."""
-    return any(flag in machine_facts()["cpu_flags"] for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def entrants(networks: Sequence[Network], imgsz: int, threads: int, bf16: bool) -> Iterator[Entrant]:

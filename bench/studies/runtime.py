@@ -15,12 +15,11 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.machine import machine_facts, machine_state
-from bench.studies.int8_networks import has_bf16
 from bench.studies.page_file import refuse_existing, run_study, write_page
 from bench.studies.runtime_equality import CONF, IOU, MAX_DET, measure_equality
 from bench.studies.runtime_latency import OURS, THEIRS, Cell, Entrant, measure_cell
 from bench.studies.runtime_memory import Memory, import_times_s, measure_memory
-from bench.studies.runtime_models import ENGINES, PRECISIONS, Workshop
+from bench.studies.runtime_models import ENGINES, PRECISIONS, Workshop, has_bf16
 from bench.studies.runtime_page import Setting, document
 from bench.studies.runtime_verdicts import Findings
 from deploy.cli import log, positive_whole_number

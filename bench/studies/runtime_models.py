@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.machine import machine_facts
 from bench.studies.peers import calibration_as_val, export_by_ultralytics
 from deploy.build import build_bundle
 from deploy.bundle import Bundle
@@ -113,3 +114,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {key: record[key] for key in ("model", "sha256", "ultralytics")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchError(f"{folder} holds no readable {_EXPORT_RECORD} ({error}): remove it") from error
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO, left alone, runs what is float in bf16 on this processor."""
+    return any(flag in machine_facts()["cpu_flags"] for flag in ("avx512_bf16", "amx_bf16"))

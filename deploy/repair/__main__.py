@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.build import DEFAULT_CALIBRATION_IMAGES, FALLBACK_IMGSZ, REPAIR_RECORD, calibration_list
+from deploy.build import FALLBACK_IMGSZ, REPAIR_RECORD, calibration_list
 from deploy.cli import log, number_within, positive_whole_number, run_command, unused_path, whole_folder, whole_number
-from deploy.command import check_calibration_source
+from deploy.command import add_calibration_flags, check_calibration_source
 from deploy.errors import ExportError, StudentError
 from deploy.repair.names import DEFAULT_METHODS, METHOD_NAMES, NONE, parse_methods
 from deploy.steps import step
@@ -74,19 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--student", type=Path, help="student folder, run folder or .pt checkpoint (default: the newest below runs/)"
     )
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        help="data.yaml or image-folder data set, whose train split is used, or a folder of images "
-        "(default: the student's training images)",
-    )
-    parser.add_argument(
-        "--calibration-images",
-        type=positive_whole_number,
-        default=DEFAULT_CALIBRATION_IMAGES,
-        metavar="N",
-        help="how many of them at most, chosen evenly (default: %(default)s)",
-    )
+    add_calibration_flags(parser)
     parser.add_argument(
         "--methods",
         default=",".join(DEFAULT_METHODS),

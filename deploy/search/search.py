@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from deploy.build import build_bundle
-from deploy.bundle import MANIFEST_NAME, Bundle, sha256_file
+from deploy.bundle import Bundle
 from deploy.errors import DeployError
 from deploy.graph import Graph
 from deploy.layers import last_layer_names
@@ -122,8 +122,7 @@ class TargetSearch:
         # The search decides itself what loss is too much.
         with quiet():
             verified = verify_bundle(bundle, self._graph, data, VERIFY_IMAGES, 100.0)
-        manifest = replace(bundle.manifest, verified=verified)
-        (bundle.path / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        replace(bundle.manifest, verified=verified).write(bundle.path)
         self._bundles[candidate.name] = Bundle.open(bundle.path)
         return replace(candidate, verified=verified)
 
@@ -208,4 +207,4 @@ def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _same_model(one: Bundle, other: Bundle) -> bool:
-    return sha256_file(one.model_path) == sha256_file(other.model_path) and one.manifest.files == other.manifest.files
+    return one.manifest.files == other.manifest.files  # their hashes

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import shlex
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,12 @@ from typing import Any
 import pytest
 
 from bench import fleet as fleet_module
+from bench.inputs import MeasuredImages
+from bench.progress import Board
 from bench.records import read_result
 from bench.run import main
+from deploy.bundle import Bundle
+from devices import DeviceError
 
 QUICK = ["--samples", "3", "--min-seconds", "0", "--warmup", "1", "--threads", "1", "--no-accuracy"]
 MEASURES = 'case "$1" in *measure.py)'
@@ -192,3 +199,35 @@ def test_progress_of_a_device_is_a_line_with_its_name(fleet: Fleet, capsys: Capt
     err = capsys.readouterr().err
     for line in err.splitlines():
         assert " on pi4: " in line or " on pi5: " in line or line.startswith(("results: ", "report: ", "next: "))
+
+
+class _SlowToStop:
+    """A device that is told to stop, and needs a while to end what runs on it."""
+
+    name, shares_files = "slow", True
+
+    def __init__(self) -> None:
+        self.stopping, self.closed = threading.Event(), threading.Event()
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_ctrl_c_waits_until_every_device_has_ended(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = _SlowToStop()
+
+    def measured(driver: Any, task: Any) -> Any:
+        _thread.interrupt_main()
+        device.stopping.wait(10)
+        time.sleep(0.5)
+        raise DeviceError("stopped")
+
+    monkeypatch.setattr(fleet_module._Driver, "_measured", measured)
+    task: Any = fleet_module.Task(Bundle.open(tiny_bundle), MeasuredImages("", "", (), None, ()), {}, "result")
+    lane: Any = fleet_module.Lane(device, [task])  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        fleet_module.measure_all([lane], lambda *_: Path(), Board(["slow"]))
+    assert device.closed.is_set()

@@ -111,8 +111,8 @@ class _Driver:
     """Works through one lane.
 
     Attributes:
-        ended: not set from its start until all is done and the device is closed. Not `Thread.join`: where that is interrupted by Ctrl-C,
-            Python 3.11 takes the thread for ended, and does not wait for it again.
+        ended: set but for the time from its start until all is done and the device is closed. Not `Thread.join`: where
+            that is interrupted by Ctrl-C, Python 3.11 takes the thread for ended, and does not wait for it again.
     """
 
     def __init__(self, lane: Lane, keep: Keep, board: Board, stopping: threading.Event) -> None:

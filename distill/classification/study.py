@@ -20,11 +20,11 @@ from distill.classification.recipe import ClassRecipe
 from distill.classification.settings import parse_settings
 from distill.classification.sources import SOURCES, open_data
 from distill.classification.study_page import eskd_page, methods_page, takd_page
-from distill.classification.study_section import write_section
 from distill.classification.study_tasks import Task, plain_teacher, run_tasks, teacher_folder
 from distill.classify import natural_size
 from distill.command import run_command
 from distill.errors import DistillError
+from distill.study_section import write_section
 
 __all__ = ["Study", "main"]
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import platform
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +13,9 @@ import torch
 from distill.classification.methods import REMARKS
 from distill.classification.networks import build_classifier
 from distill.classification.study_plots import plot_epochs, plot_sizes
-from distill.classification.study_statistics import Comparison, compare, spread
 from distill.classification.study_tasks import Task, completed
+from distill.study_section import processor, public_command
+from distill.study_statistics import compare, comparison_cells, difference, p_value, spread, verdict
 
 if TYPE_CHECKING:
     from distill.classification.study import Study
@@ -42,7 +40,8 @@ def methods_page(study: Study, methods: Sequence[str], title: str, command: str,
             compared[method] = result
         shown.append(method)
         rows.append(
-            f"| {_marked(method)} | {spread(scores)} | {_comparison(result)} | {len(scores)} | {_cost(study, known)} |"
+            f"| {_marked(method)} | {spread(scores)} | {comparison_cells(result)} | {len(scores)} "
+            f"| {_cost(study, known)} |"
         )
     return "\n".join(
         [
@@ -57,7 +56,7 @@ def methods_page(study: Study, methods: Sequence[str], title: str, command: str,
             "- CPU s: of one training, with the teachers that its method trains itself. Ready teachers are not in it, "
             "and their answers are computed once and shared: the first row that asks pays for them.",
             "",
-            *_verdict({m: c for m, c in compared.items() if c.seeds > 1}),
+            *verdict({m: c for m, c in compared.items() if c.seeds > 1}, _marked),
         ]
     )
 
@@ -78,8 +77,8 @@ def eskd_page(study: Study, _: Sequence[str], title: str, command: str, image: P
     rows = []
     for epoch, scores in students.items():
         top1 = _range([curve[epoch - 1] for curve in teacher])
-        against = _comparison(compare(scores, baseline))
-        last = "-" if epoch == study.keep[-1] else _difference(compare(scores, full))
+        against = comparison_cells(compare(scores, baseline))
+        last = "-" if epoch == study.keep[-1] else difference(compare(scores, full))
         rows.append(f"| {epoch} | {top1} | {spread(scores)} | {against} | {last} |")
     return "\n".join(
         [
@@ -117,14 +116,14 @@ def takd_page(study: Study, _: Sequence[str], title: str, command: str, image: P
         plot_sizes(image, parameters, teachers, direct, through, baseline)
     rows = [
         f"| {name} | {parameters[name]:,} | {spread(teachers[name])} | {spread(scores)} "
-        f"| {_comparison(compare(scores, baseline))} | - |"
+        f"| {comparison_cells(compare(scores, baseline))} | - |"
         for name, scores in direct.items()
         if scores
     ]
     largest = direct[study.teachers[-1]]
     rows += [
-        f"| {path} | | | {spread(scores)} | {_comparison(compare(scores, baseline))} "
-        f"| {_difference(compare(scores, largest))} |"
+        f"| {path} | | | {spread(scores)} | {comparison_cells(compare(scores, baseline))} "
+        f"| {difference(compare(scores, largest))} |"
         for path, scores in through.items()
     ]
     return "\n".join(
@@ -159,28 +158,14 @@ def _head(study: Study, title: str, command: str) -> list[str]:
         "images. Students are scored in the precision they were trained in. Weights, temperature and balance are the "
         "defaults of each method, after its paper.",
         "",
-        f"Made by (PyTorch {torch.__version__}, {_processor()}, one thread each; the same command goes on where it "
+        f"Made by (PyTorch {torch.__version__}, {processor()}, one thread each; the same command goes on where it "
         "was interrupted):",
         "",
         "```bash",
-        _public(command),
+        public_command(command),
         "```",
         "",
     ]
-
-
-def _public(command: str) -> str:
-    """The command with folders of this machine shortened to their last names."""
-    return re.sub(r"(?<=\s)/\S+", _shortened, command)
-
-
-def _shortened(match: re.Match[str]) -> str:
-    """From ``docs/`` or ``runs/`` on, or else the last two names."""
-    path = match.group(0)
-    for folder in ("/docs/", "/runs/"):
-        if folder in path:
-            return path[path.index(folder) + 1 :]
-    return "/".join(path.split("/")[-2:])
 
 
 def _teachers(study: Study, names: Sequence[str]) -> list[str]:
@@ -208,54 +193,13 @@ def _teacher_curve(study: Study, seed: int) -> list[float]:
     return [] if record is None else [float(v) for v in record["top1_by_epoch"]]
 
 
-def _comparison(result: Comparison | None) -> str:
-    """Four cells: difference, both p, verdict."""
-    if result is None:
-        return "- | - | - | -"
-    return f"{_difference(result)} | {_p(result.t_p)} | {_p(result.wilcoxon_p)} | {result.words}"
-
-
-def _difference(result: Comparison | None) -> str:
-    if result is None:
-        return "-"
-    deviation = "" if math.isnan(result.deviation) else f" ± {result.deviation:.2f}"
-    return f"{result.mean:+.2f}{deviation} ({result.low:+.2f} to {result.high:+.2f})"
-
-
 def _marked(method: str) -> str:
     """Its name, with an asterisk where there is a remark."""
     return f"{method}*" if method in REMARKS else method
 
 
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
 def _range(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.2f} ({100 * min(values):.2f} to {100 * max(values):.2f})"
-
-
-def _verdict(compared: dict[str, Comparison]) -> list[str]:
-    """The table in sentences, with what so few seeds can and cannot show."""
-    lines = []
-    for words, sentence in (
-        ("helped", "Helped (paired t-test below 0.05)"),
-        ("better in every seed, not beyond chance", "Better in every seed, but the t-test does not exclude chance"),
-        ("no difference shown", "No difference shown"),
-        ("worse in every seed, not beyond chance", "Worse in every seed, but the t-test does not exclude chance"),
-        ("hurt", "Hurt (paired t-test below 0.05)"),
-    ):
-        named = sorted((m for m, c in compared.items() if c.words == words), key=lambda m: -compared[m].mean)
-        if named:
-            lines.append(f"- {sentence}: {', '.join(f'{_marked(m)} ({compared[m].mean:+.2f})' for m in named)}.")
-    if compared:
-        seeds = max(c.seeds for c in compared.values())
-        lines += [
-            "",
-            f"With {seeds} seeds the smallest p that the Wilcoxon test can give is {2 / 2**seeds:.3g}. Of "
-            f"{len(compared)} comparisons at the 5 % level {0.05 * len(compared):.1f} would come out by chance alone.",
-        ]
-    return lines
 
 
 def _best_of(rows: dict[str, Scores], last: str, whole: str) -> list[str]:
@@ -267,7 +211,9 @@ def _best_of(rows: dict[str, Scores], last: str, whole: str) -> list[str]:
     if best == last:
         return [f"Here {whole} teaches best."]
     result = compare(rows[best], rows[last])
-    said = "" if result is None else f", {_difference(result)} points better than {whole} (t-test p {_p(result.t_p)})"
+    said = (
+        "" if result is None else f", {difference(result)} points better than {whole} (t-test p {p_value(result.t_p)})"
+    )
     return [f"The best student on average is that of {best}{said}. It is picked from these rows after the fact."]
 
 
@@ -282,10 +228,3 @@ def _parameters(study: Study, name: str) -> int:
 
 def _image(image: Path, report: Path, words: str) -> str:
     return f"![{words}]({os.path.relpath(image, report.parent)})"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()

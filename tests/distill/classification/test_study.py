@@ -19,8 +19,8 @@ from distill.classification.augment import Augmentation, epoch_order  # noqa: E4
 from distill.classification.folders import open_image_folder  # noqa: E402
 from distill.classification.pixels import Frame, Pixels  # noqa: E402
 from distill.classification.sources import open_data  # noqa: E402
-from distill.classification.study_section import write_section  # noqa: E402
-from distill.classification.study_statistics import compare, spread  # noqa: E402
+from distill.study_section import write_section  # noqa: E402
+from distill.study_statistics import compare, spread  # noqa: E402
 
 
 def test_an_image_is_augmented_by_its_seed_view_and_position_alone() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from pathlib import Path
 
-__all__ = ["write_section"]
+__all__ = ["processor", "public_command", "write_section"]
 
 
 def write_section(page: Path, name: str, text: str) -> None:
@@ -20,3 +21,25 @@ def write_section(page: Path, name: str, text: str) -> None:
     partial = page.with_name(f".{page.name}.partial-{os.getpid()}")
     partial.write_text(changed, "utf-8")
     partial.replace(page)
+
+
+def public_command(command: str) -> str:
+    """The command with folders of this machine shortened to their last names."""
+    return re.sub(r"(?<=[\s=,])/[^\s,]+", _shortened, command)
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _shortened(match: re.Match[str]) -> str:
+    """From ``docs/`` or ``runs/`` on, or else the last two names."""
+    path = match.group(0)
+    for folder in ("/docs/", "/runs/"):
+        if folder in path:
+            return path[path.index(folder) + 1 :]
+    return "/".join(path.split("/")[-2:])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from distill.errors import DistillError
 from distill.losses import Activations, AssignedBoxes, build_losses
+from distill.schedules import Schedule
 from distill.teacher import Teacher, check_pair, head_pair, load_weights
 
 __all__ = ["Distillation", "DistillationCriterion", "PreparedDistillation"]
@@ -34,11 +35,13 @@ class Distillation:
         teacher: path of the teacher's checkpoint.
         weights: weight of each loss, by name.
         temperature: T of the losses on logits.
+        schedule: the factor on the weights by epoch.
     """
 
     teacher: str
     weights: Mapping[str, float]
     temperature: float
+    schedule: Schedule = field(default_factory=Schedule)
 
     def __call__(self, trainer: Any) -> None:
         """Wrap the student's criterion. The average of the weights exists by now and stays clean."""
@@ -50,7 +53,7 @@ class Distillation:
                     f"losses {', '.join(self.weights)} learn a projector: train with trainer=DistillationTrainer"
                 )
         model = unwrap_model(trainer.model)
-        model.criterion = DistillationCriterion(model.init_criterion(), prepared)
+        model.criterion = DistillationCriterion(model.init_criterion(), prepared, Loudness(self.schedule, trainer))
 
     def prepare(self, trainer: Any) -> PreparedDistillation:
         """Load the teacher and build the losses for the trainer's student, on its device.
@@ -81,6 +84,18 @@ class PreparedDistillation:
         """Copy to nothing: a teacher is never duplicated or saved."""
 
 
+@dataclass(frozen=True)
+class Loudness:
+    """The factor of a schedule in the trainer's current epoch."""
+
+    schedule: Schedule
+    trainer: Any
+
+    def __call__(self) -> float:
+        """From 0, where the teacher is not heard, to 1."""
+        return self.schedule.factor(self.trainer.epoch, self.trainer.epochs)
+
+
 class DistillationCriterion:
     """The student's own criterion plus the weighted distillation losses.
 
@@ -92,10 +107,11 @@ class DistillationCriterion:
     NaN, and no copy may carry the teacher.
     """
 
-    def __init__(self, plain: Any, distillation: PreparedDistillation) -> None:
-        """Wrap the criterion ``plain`` of the student."""
+    def __init__(self, plain: Any, distillation: PreparedDistillation, loudness: Callable[[], float]) -> None:
+        """Wrap the criterion ``plain`` of the student; ``loudness`` gives the factor on all weights now."""
         self.plain = plain
         self.distillation = distillation
+        self.loudness = loudness
 
     def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (loss vector of box, cls, dfl and one element per distillation loss, its named parts)."""
@@ -106,11 +122,15 @@ class DistillationCriterion:
         # What self.plain(outputs, batch) does, but keeping the assignment.
         targets, loss, parts = self.plain.get_assigned_targets_and_loss(outputs, batch)
         student = Activations.of_head(outputs, _assigned_boxes(targets, self.plain.reg_max))
-        teacher = self.distillation.teacher(batch["img"])
-        distilled = {
-            name: weight * self.distillation.losses[name](student, teacher)
-            for name, weight in self.distillation.weights.items()
-        }
+        factor = self.loudness()
+        if factor:
+            teacher = self.distillation.teacher(batch["img"])
+            distilled = {
+                name: factor * weight * self.distillation.losses[name](student, teacher)
+                for name, weight in self.distillation.weights.items()
+            }
+        else:  # the columns stay, the teacher need not run
+            distilled = {name: loss.new_zeros(()) for name in self.distillation.weights}
         total = torch.cat([loss, torch.stack(list(distilled.values()))]) * images
         return total, {**parts, **{f"kd_{name}": value.detach() for name, value in distilled.items()}}
 
@@ -135,6 +155,6 @@ def _assigned_boxes(targets: tuple[Tensor, ...], reg_max: int) -> AssignedBoxes:
 
 def _teacher_dtype(trainer: Any) -> torch.dtype:
     """Half precision where the student's forward runs in it anyway: same result, half the memory traffic."""
-    if not trainer.amp or trainer.device.type == "cpu":
+    if not trainer.amp:  # what was asked for and this device can do; on the CPU that is bf16 or nothing
         return torch.float32
     return torch.bfloat16 if trainer.args.amp == "bf16" else torch.float16

@@ -12,8 +12,10 @@ from torch import distributed, nn
 from torch.utils.data import RandomSampler
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import RANK
+from ultralytics.utils.torch_utils import unwrap_model
 
 from distill.callbacks import Distillation, PreparedDistillation
+from distill.precision import Float32Criterion, cpu_bfloat16, trains_in_cpu_bfloat16
 from distill.state import (
     STATE_FILE,
     capture_state,
@@ -40,8 +42,9 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
     in the processes of a multi-GPU training, where the callbacks arrive pickled.
 
     Differences from ``DetectionTrainer``: the shuffling of an epoch depends on seed and epoch alone; projectors
-    form one more parameter group from the start; ``last.pt`` and ``best.pt`` are replaced, never half-written; and
-    ``state.pt`` beside them makes a resumed run on the CPU equal the uninterrupted one bit for bit.
+    form one more parameter group from the start; ``last.pt`` and ``best.pt`` are replaced, never half-written;
+    ``state.pt`` beside them makes a resumed run on the CPU equal the uninterrupted one bit for bit; and ``amp=bf16``
+    works on the CPU as well, in channels-last, which is what its bfloat16 convolutions are fast in.
     """
 
     prepared_distillation: PreparedDistillation | None = None
@@ -73,6 +76,26 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
     def accumulate(self, value: int) -> None:
         self._accumulate = value
 
+    def setup_model(self) -> Any:
+        """Build the model as ultralytics does, in channels-last for bfloat16 on the CPU."""
+        checkpoint = super().setup_model()
+        if self._channels_last_on_cpu():
+            self.model.to(memory_format=torch.channels_last)  # in place
+        return checkpoint
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        if trains_in_cpu_bfloat16(self):
+            model = unwrap_model(self.model)
+            model.criterion = Float32Criterion(getattr(model, "criterion", None) or model.init_criterion())
+
+    def _do_train(self) -> None:
+        with cpu_bfloat16():
+            super()._do_train()
+
+    def _channels_last_on_cpu(self) -> bool:
+        return trains_in_cpu_bfloat16(self) and self.args.channels_last is not False
+
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Build ultralytics' optimizer and add the projectors as its last group, before the scheduler exists."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
@@ -97,6 +120,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
         """Prepare a training batch and count it."""
         self._batches_since_step += 1
         prepared: dict[str, Any] = super().preprocess_batch(batch)
+        if self._channels_last_on_cpu():
+            prepared["img"] = prepared["img"].contiguous(memory_format=torch.channels_last)
         return prepared
 
     def optimizer_step(self) -> None:

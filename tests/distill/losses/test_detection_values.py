@@ -317,3 +317,28 @@ def test_rkd_relates_images_by_their_pooled_levels(head_activations: Make) -> No
         angle = sum(huber(angles[0][triplet] - angles[1][triplet]) for triplet in angles[0]) / BATCH**3
         levels.append(distance + 2 * angle)
     assert cost(build("rkd"), student, teacher) == pytest.approx(float(np.mean(levels)), rel=1e-4)
+
+
+def test_scored_weighs_squared_errors_of_each_level_by_the_teachers_scores(head_activations: Make) -> None:
+    student, teacher = head_activations(0), head_activations(1, (8, 9, 10))
+    loss = build("scored")
+    expected = 0.0
+    for layer, s, t, weight in zip(loss.projectors, student.feats, teacher.feats, sureness(teacher), strict=True):
+        first, _, second = layer
+        hidden = np.maximum(biased(first, array(s)), 0)
+        error = (biased(second, hidden) - array(t)) ** 2
+        expected += float((error * weight[:, None]).sum() / (t.shape[1] * weight.sum()))
+    assert cost(loss, student, teacher) == pytest.approx(expected, rel=1e-5)
+
+
+def test_scored_costs_nothing_where_the_teacher_is_what_the_projector_makes(head_activations: Make) -> None:
+    student, teacher = head_activations(0), head_activations(1, (8, 9, 10))
+    loss = build("scored")
+    feats = tuple(layer(s).detach() for layer, s in zip(loss.projectors, student.feats, strict=True))
+    assert cost(loss, student, replace(teacher, feats=feats)) == pytest.approx(0.0, abs=1e-10)
+
+
+def biased(layer: Any, maps: Array) -> Array:
+    """A 1x1 convolution with bias."""
+    made = np.einsum("oc,bchw->bohw", array(layer.weight)[:, :, 0, 0], maps)
+    return np.asarray(made + array(layer.bias)[None, :, None, None])

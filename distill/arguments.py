@@ -1,11 +1,13 @@
-"""Numbers on a command line: refused with what was expected."""
+"""Numbers and lists on a command line: refused with what was expected."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
-__all__ = ["at_least", "number_within"]
+from distill.errors import DistillError
+
+__all__ = ["at_least", "number_within", "split_names"]
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -39,3 +41,15 @@ def number_within(lowest: float, words: str, highest: float = float("inf")) -> C
         return value
 
     return parse
+
+
+def split_names(text: str, flag: str) -> tuple[str, ...]:
+    """Read names joined by commas.
+
+    Raises:
+        DistillError: for an empty name, as in ``a.pt,,b.pt``.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise DistillError(f"{flag} {text!r} has an empty name: join names by commas, as in a.pt,b.pt")
+    return names

@@ -16,6 +16,7 @@ from distill.errors import DistillError
 from distill.losses import Activations, AssignedBoxes, build_losses
 from distill.schedules import Schedule
 from distill.teacher import Teacher, check_pair, head_pair, load_weights
+from distill.teachers import TeacherEnsemble
 
 __all__ = ["Distillation", "DistillationCriterion", "PreparedDistillation"]
 
@@ -32,16 +33,18 @@ class Distillation:
     comes too late to put the projector into the optimizer in a way that resuming survives.
 
     Attributes:
-        teacher: path of the teacher's checkpoint.
+        teacher: path of the teacher's checkpoint, or of several.
         weights: weight of each loss, by name.
         temperature: T of the losses on logits.
         schedule: the factor on the weights by epoch.
+        combine: how several teachers become one.
     """
 
-    teacher: str
+    teacher: str | tuple[str, ...]
     weights: Mapping[str, float]
     temperature: float
     schedule: Schedule = field(default_factory=Schedule)
+    combine: str = "mean"
 
     def __call__(self, trainer: Any) -> None:
         """Wrap the student's criterion. The average of the weights exists by now and stays clean."""
@@ -56,17 +59,21 @@ class Distillation:
         model.criterion = DistillationCriterion(model.init_criterion(), prepared, Loudness(self.schedule, trainer))
 
     def prepare(self, trainer: Any) -> PreparedDistillation:
-        """Load the teacher and build the losses for the trainer's student, on its device.
+        """Load the teachers and build the losses for the trainer's student, on its device.
 
         Raises:
-            DistillError: when the teacher cannot be loaded or does not fit the student.
+            DistillError: when a teacher cannot be loaded or does not fit the student.
         """
         model = unwrap_model(trainer.model)
-        teacher = load_weights(Path(self.teacher), "teacher")
-        check_pair(teacher, model, trainer.data)
-        losses = build_losses(self.weights, head_pair(teacher, model), self.temperature)
+        paths = (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+        loaded = [load_weights(Path(path), "teacher") for path in paths]
+        for teacher in loaded:
+            check_pair(teacher, model, trainer.data)
+        pairs = [head_pair(teacher, model) for teacher in loaded]
+        losses = build_losses(self.weights, pairs, self.temperature)
+        teachers = [Teacher(t, device=trainer.device, dtype=_teacher_dtype(trainer)) for t in loaded]
         return PreparedDistillation(
-            teacher=Teacher(teacher, device=trainer.device, dtype=_teacher_dtype(trainer)),
+            teacher=teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers, self.combine, pairs[0].reg_max),
             losses=losses.to(trainer.device),
             weights=dict(self.weights),
         )
@@ -74,9 +81,9 @@ class Distillation:
 
 @dataclass(frozen=True)
 class PreparedDistillation:
-    """A teacher on its device, the losses with what they learn, and their weights."""
+    """A teacher, or several as one, on its device, the losses with what they learn, and their weights."""
 
-    teacher: Teacher
+    teacher: Teacher | TeacherEnsemble
     losses: nn.ModuleDict
     weights: dict[str, float]
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ import ultralytics
 
 from distill.data import DataSet
 from distill.errors import DistillError
-from distill.recipe import Recipe
+from distill.recipe import Recipe, TeacherFile
 from distill.teacher import file_sha256, load_weights
 
 __all__ = ["publish_student"]
@@ -76,14 +76,7 @@ def _describe(
     student: Path, head: Mapping[str, Any], recipe: Recipe, data: DataSet, metrics: Mapping[str, float]
 ) -> dict[str, Any]:
     """The contents of ``student.json``, which deploy and bench read."""
-    teacher = None
-    if recipe.teacher is not None:
-        model = load_weights(Path(recipe.teacher), "teacher")
-        teacher = {
-            "file": Path(recipe.teacher).name,
-            "sha256": recipe.teacher_sha256,
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
+    teachers = [_describe_teacher(teacher) for teacher in recipe.teachers]
     return {
         "schema": _SCHEMA,
         "task": "detect",
@@ -93,13 +86,15 @@ def _describe(
             "init": recipe.student,
             "parameters": head["parameters"],
         },
-        "teacher": teacher,
+        "teacher": _as_one(teachers),
+        "teachers": teachers,
         "data": {"yaml": str(data.yaml), "train_sha256": data.train_sha256, "val_sha256": data.val_sha256},
         "imgsz": recipe.imgsz,
         "class_names": list(data.names),
         "strides": head["strides"],
         "reg_max": head["reg_max"],
         "losses": dict(recipe.losses),
+        "combine": recipe.combine,
         "temperature": recipe.temperature,
         "settings": dict(recipe.settings),
         "epochs": recipe.epochs,
@@ -112,4 +107,25 @@ def _describe(
             "ultralytics": ultralytics.__version__,
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+
+
+def _describe_teacher(teacher: TeacherFile) -> dict[str, Any]:
+    model = load_weights(Path(teacher.path), "teacher")
+    return {
+        "file": Path(teacher.path).name,
+        "sha256": teacher.sha256,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _as_one(teachers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The teacher as manifests and reports name it: several have a name of all and no one file."""
+    if len(teachers) < 2:
+        return dict(teachers[0]) if teachers else None
+    return {
+        "name": " + ".join(teacher["file"] for teacher in teachers),
+        "file": None,
+        "sha256": None,
+        "parameters": sum(teacher["parameters"] for teacher in teachers),
     }

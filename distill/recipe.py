@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from distill.errors import DistillError
 
-__all__ = ["RECIPE_FILE", "Recipe", "read_recipe", "write_recipe"]
+__all__ = ["RECIPE_FILE", "Recipe", "TeacherFile", "read_recipe", "write_recipe"]
 
 RECIPE_FILE: Final = "recipe.json"
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
+
+
+@dataclass(frozen=True)
+class TeacherFile:
+    """A teacher's checkpoint.
+
+    Attributes:
+        path: where it lies.
+        sha256: of its bytes.
+    """
+
+    path: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -23,21 +36,21 @@ class Recipe:
 
     Attributes:
         student: ``.pt`` checkpoint to start from, or ``.yaml`` architecture.
-        teacher: path of the teacher's checkpoint; None when nothing is distilled.
-        teacher_sha256: SHA-256 of that file.
+        teachers: the teachers' checkpoints; empty when nothing is distilled from a teacher.
         data: path of the data set's yaml.
         data_sha256: hash of the training images and labels.
         epochs, imgsz, batch, seed: as ultralytics understands them.
         losses: weight of each distillation loss, by name; empty for plain training.
         temperature: T of the losses on logits.
+        schedule: the factor on all losses by epoch, as ``--schedule`` takes it.
         settings: ultralytics' training settings that differ from its defaults, by name.
         device: as ultralytics understands it; empty chooses.
         workers: data-loading processes.
+        combine: how several teachers become one, ``mean`` or ``confidence``.
     """
 
     student: str
-    teacher: str | None
-    teacher_sha256: str | None
+    teachers: tuple[TeacherFile, ...]
     data: str
     data_sha256: str
     epochs: int
@@ -49,19 +62,27 @@ class Recipe:
     settings: Mapping[str, Any]
     device: str
     workers: int
+    schedule: str = "constant"
+    combine: str = "mean"
 
-    def with_teacher(self, path: Path, sha256: str) -> Recipe:
-        """The same recipe with the teacher found elsewhere.
+    def with_teachers(self, found: Sequence[TeacherFile]) -> Recipe:
+        """The same recipe with its teachers found elsewhere, in the same order.
 
         Raises:
-            DistillError: when it is not the same teacher.
+            DistillError: when they are not the same teachers.
         """
-        if sha256 != self.teacher_sha256:
+        if len(found) != len(self.teachers):
             raise DistillError(
-                f"teacher {path} has SHA-256 {sha256[:12]}, but the run began with {str(self.teacher_sha256)[:12]}: "
-                "give the original file with --teacher, or start a new run without --resume"
+                f"--teacher names {len(found)} files, but the run began with {len(self.teachers)}: give the original "
+                "ones in their order, or start a new run without --resume"
             )
-        return replace(self, teacher=str(path))
+        for now, then in zip(found, self.teachers, strict=True):
+            if now.sha256 != then.sha256:
+                raise DistillError(
+                    f"teacher {now.path} has SHA-256 {now.sha256[:12]}, but the run began with {then.sha256[:12]}: "
+                    "give the original file with --teacher, or start a new run without --resume"
+                )
+        return replace(self, teachers=tuple(found))
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
@@ -87,8 +108,24 @@ def read_recipe(folder: Path) -> Recipe:
         ) from error
     except (ValueError, NotADirectoryError) as error:
         raise DistillError(f"{path} is damaged ({error}): start a new run without --resume") from error
-    if not isinstance(content, dict) or content.pop("schema", None) != _SCHEMA:
+    schema = content.pop("schema", None) if isinstance(content, dict) else None
+    if schema == 1:
+        content = _of_schema_1(content)
+    elif schema != _SCHEMA:
         raise DistillError(f"{path} is not of schema {_SCHEMA}: start a new run without --resume")
-    if content.keys() != {f.name for f in fields(Recipe)}:
+    known = {f.name for f in fields(Recipe)}
+    needed = {f.name for f in fields(Recipe) if f.default is MISSING and f.default_factory is MISSING}
+    if not needed <= content.keys() <= known:
         raise DistillError(f"{path} lacks or adds keys: start a new run without --resume")
+    try:
+        content["teachers"] = tuple(TeacherFile(**teacher) for teacher in content["teachers"])
+    except TypeError as error:
+        raise DistillError(f"{path} has damaged teachers: start a new run without --resume") from error
     return Recipe(**content)
+
+
+def _of_schema_1(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of before there were several teachers, in today's form."""
+    content = dict(content)
+    path, sha256 = content.pop("teacher", None), content.pop("teacher_sha256", None)
+    return {**content, "teachers": [] if path is None else [{"path": path, "sha256": sha256}]}

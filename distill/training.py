@@ -14,14 +14,17 @@ from ultralytics import YOLO
 from ultralytics.utils import callbacks as ultralytics_callbacks
 from ultralytics.utils.torch_utils import select_device, strip_optimizer
 
+from distill.arguments import split_names
 from distill.callbacks import Distillation
 from distill.console import log_epoch
 from distill.data import DataSet, open_data_set
 from distill.errors import DistillError
 from distill.publish import publish_student
 from distill.recipe import Recipe, read_recipe, write_recipe
+from distill.schedules import parse_schedule
 from distill.state import STATE_FILE, read_state
-from distill.teacher import check_pair, file_sha256, find_weights, load_weights, student_model
+from distill.teacher import check_pair, load_weights, student_model
+from distill.teachers import find_teachers
 from distill.trainer import COPY_SUFFIX, DistillationTrainer
 
 __all__ = ["check_device", "new_run", "resumable_epoch", "resume_run"]
@@ -44,8 +47,8 @@ def new_run(recipe: Recipe, data: DataSet, out: Path) -> Path:
     """
     check_device(recipe.device)
     student = student_model(recipe.student, data.description)
-    if recipe.teacher is not None:
-        check_pair(load_weights(Path(recipe.teacher), "teacher"), student, data.description)
+    for teacher in recipe.teachers:
+        check_pair(load_weights(Path(teacher.path), "teacher"), student, data.description)
     out.mkdir(parents=True)
     try:
         write_recipe(recipe, out)
@@ -61,7 +64,7 @@ def resume_run(out: Path, *, teacher: str | None, device: str | None, workers: i
 
     Args:
         out: the run folder.
-        teacher: where the teacher's file is now, if it moved.
+        teacher: where the teachers' files are now, joined by commas, if they moved.
         device: another device to go on with.
         workers: another number of data-loading processes.
 
@@ -71,7 +74,7 @@ def resume_run(out: Path, *, teacher: str | None, device: str | None, workers: i
     recipe = read_recipe(out)
     if (out / "student").exists():
         raise DistillError(f"{out} is finished, its student is in {out / 'student'}: nothing to resume")
-    recipe = _same_teacher(recipe, teacher)
+    recipe = _same_teachers(recipe, teacher)
     check_device(recipe.device if device is None else device)
     data = open_data_set(recipe.data)
     if data.train_sha256 != recipe.data_sha256:
@@ -110,14 +113,14 @@ def check_device(device: str) -> None:
         )
 
 
-def _same_teacher(recipe: Recipe, teacher: str | None) -> Recipe:
-    """The recipe with the teacher found and verified; unchanged for a plain run."""
-    if recipe.teacher is None:
+def _same_teachers(recipe: Recipe, teacher: str | None) -> Recipe:
+    """The recipe with its teachers found and verified; unchanged for a plain run."""
+    if not recipe.teachers:
         if teacher is not None:
-            raise DistillError(f"--teacher {teacher}: the run was started with --losses none, without a teacher")
+            raise DistillError(f"--teacher {teacher}: the run was started without a teacher")
         return recipe
-    path = find_weights(teacher or recipe.teacher, "teacher")
-    return recipe.with_teacher(path.resolve(), file_sha256(path))
+    names = [t.path for t in recipe.teachers] if teacher is None else split_names(teacher, "--teacher")
+    return recipe.with_teachers(find_teachers(names))
 
 
 def _settings(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -145,9 +148,15 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
     """Run ultralytics' training and return the metrics of its final validation."""
     attached = ultralytics_callbacks.get_default_callbacks()
     attached["on_fit_epoch_end"].append(log_epoch)
-    if recipe.teacher is not None:
+    if recipe.teachers:
         attached["on_pretrain_routine_end"].append(
-            Distillation(recipe.teacher, dict(recipe.losses), recipe.temperature)
+            Distillation(
+                tuple(teacher.path for teacher in recipe.teachers),
+                dict(recipe.losses),
+                recipe.temperature,
+                parse_schedule(recipe.schedule),
+                recipe.combine,
+            )
         )
     trainer = DistillationTrainer(overrides=settings, _callbacks=attached)
     torch.set_num_threads(_THREADS)  # choosing the CPU, ultralytics 8.4 leaves one core idle: half of a two-core board

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any, Final
 
 try:
-    from distill.arguments import at_least, number_within
+    from distill.arguments import at_least, number_within, split_names
     from distill.command import new_run_folder, run_training
     from distill.data import DataSet, open_data_set
     from distill.errors import DistillError
-    from distill.losses import DEFAULT_LOSSES, LOSSES, parse_losses
-    from distill.recipe import Recipe, read_recipe
+    from distill.loss_recipes import DEFAULT_RECIPE, known_recipes, read_loss_recipe
+    from distill.losses import LOSSES, parse_losses
+    from distill.recipe import Recipe, TeacherFile, read_recipe
+    from distill.schedules import parse_schedule
     from distill.settings import parse_settings
-    from distill.teacher import file_sha256, find_weights
+    from distill.teachers import COMBINATIONS, find_teachers
     from distill.training import new_run, resumable_epoch, resume_run
 except ModuleNotFoundError as missing:
     package = str(missing.name).partition(".")[0]
     advice = "pip install -e '.[train]' in the checkout of edge-distill"
     raise SystemExit(f"error: {package} is not installed: {advice}") from None
 
-__all__ = ["main"]
+__all__ = ["main", "new_recipe", "parse_arguments"]
 
 _DEFAULTS: Final[dict[str, Any]] = {
     "student": "yolov8n.pt",
@@ -33,8 +35,6 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "imgsz": 640,
     "batch": 16,
     "seed": 0,
-    "losses": DEFAULT_LOSSES,
-    "temperature": 1.0,
     "device": "",
     "workers": 8,
 }
@@ -42,8 +42,13 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
-    args = _parser().parse_args(argv)
+    args = parse_arguments(argv)
     return run_training(_Run(args), args, _summary)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; None stands for the process's own."""
+    return _parser().parse_args(argv)
 
 
 class _Run:
@@ -62,7 +67,7 @@ class _Run:
             _refuse_other_values(args, read_recipe(args.resume))
             self.described = resume_run(args.resume, teacher=args.teacher, device=args.device, workers=args.workers)
             return
-        recipe, data = _new_recipe(args)
+        recipe, data = new_recipe(args)
         self._out = new_run_folder(args.out, Path(recipe.student).stem)
         self.described = new_run(recipe, data, self._out)
 
@@ -75,22 +80,30 @@ class _Run:
         return f" after {epochs} of {total} epochs: continue with python -m distill.yolo --resume {folder}"
 
 
-def _new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
+def new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
     """Fill in the defaults, find the teacher and open the data set."""
     value = {name: getattr(args, name) for name in _DEFAULTS}
     value |= {name: default for name, default in _DEFAULTS.items() if value[name] is None}
-    losses = parse_losses(value["losses"])
-    teacher = None
+    taught = read_loss_recipe(args.recipe or DEFAULT_RECIPE)
+    losses = taught.losses if args.losses is None else parse_losses(args.losses)
+    teachers: tuple[TeacherFile, ...] = ()
     if losses:
         if args.teacher is None:
             raise DistillError("no teacher: give --teacher yolov8x.pt, or --losses none for plain training")
-        teacher = find_weights(args.teacher, "teacher").resolve()
+        teachers = find_teachers(split_names(args.teacher, "--teacher"))
+    if args.combine is not None and len(teachers) < 2:
+        raise DistillError(
+            f"--combine {args.combine} is for several teachers: give --teacher two or more, as a.pt,b.pt"
+        )
     data = open_data_set(value["data"])
     recipe = Recipe(
-        **{**value, "losses": losses, "data": str(data.yaml)},
+        **{**value, "data": str(data.yaml)},
+        losses=losses,
+        temperature=taught.temperature if args.temperature is None else args.temperature,
+        schedule=str(taught.schedule if args.schedule is None else parse_schedule(args.schedule)),
         settings=parse_settings(args.set or ()),
-        teacher=None if teacher is None else str(teacher),
-        teacher_sha256=None if teacher is None else file_sha256(teacher),
+        teachers=teachers,
+        combine=args.combine or "mean",
         data_sha256=data.train_sha256,
     )
     return recipe, data
@@ -105,7 +118,18 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
         )
     if args.out is not None:
         raise DistillError("--out and --resume exclude each other: a resumed run stays in its folder")
-    for name in ("student", "data", "epochs", "imgsz", "batch", "seed", "losses", "temperature"):
+    if args.recipe is not None:
+        taught = read_loss_recipe(args.recipe)
+        if (taught.losses, taught.temperature, str(taught.schedule)) != (
+            dict(recipe.losses),
+            recipe.temperature,
+            recipe.schedule,
+        ):
+            raise DistillError(
+                f"--recipe {args.recipe} contradicts the run, which has losses {dict(recipe.losses)}, temperature "
+                f"{recipe.temperature:g} and schedule {recipe.schedule}: drop the flag, or start without --resume"
+            )
+    for name in ("student", "data", "epochs", "imgsz", "batch", "seed", "losses", "temperature", "schedule", "combine"):
         given, recorded = getattr(args, name), getattr(recipe, name)
         if given is None:
             continue
@@ -123,7 +147,8 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
 
 def _summary(student: dict[str, Any], folder: Path) -> str:
     """What is printed of a finished run: where the student is, and how good."""
-    taught = "no teacher" if student["teacher"] is None else f"taught by {student['teacher']['file']}"
+    names = " + ".join(teacher["file"] for teacher in student["teachers"])
+    taught = f"taught by {names}" if names else "no teacher"
     accuracy = student["metrics"]
     return (
         f"student   {folder / student['student']['file']}\n"
@@ -140,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
         "where there is internet. Writes OUT/student/student.pt and student.json.",
     )
     add, default = parser.add_argument, _DEFAULTS
-    add("--teacher", metavar="PT", help="checkpoint to learn from, such as yolov8x.pt")
+    add("--teacher", metavar="PT,...", help="checkpoint to learn from, such as yolov8x.pt, or several")
+    add("--combine", choices=COMBINATIONS, help="several teachers as one: mean, or each where it is sure (mean)")
     add("--student", metavar="PT|YAML", help=f".pt to start from, .yaml trains from scratch ({default['student']})")
     add("--data", metavar="YAML", help=f"detection data set ({default['data']})")
     add("--epochs", type=at_least(1), metavar="N", help=f"epochs ({default['epochs']})")
@@ -150,15 +176,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=at_least(0), metavar="N", help=f"random seed ({default['seed']})")
     add("--workers", type=at_least(0), metavar="N", help=f"data-loading processes on a GPU ({default['workers']})")
     add(
+        "--recipe",
+        metavar="NAME|TOML",
+        help=f"losses, temperature and schedule at once: {', '.join(known_recipes())}, or a file ({DEFAULT_RECIPE})",
+    )
+    add(
         "--losses",
         metavar="NAME=WEIGHT,...",
-        help=f"distillation losses out of {', '.join(LOSSES)}; none trains plainly ({default['losses']})",
+        help=f"distillation losses out of {', '.join(LOSSES)}; none trains plainly (the recipe's)",
     )
+    add("--schedule", metavar="constant|cosine|stop:N", help="how the losses fade by epoch (the recipe's)")
     add(
         "--temperature",
         type=number_within(0, "above 0"),
         metavar="T",
-        help=f"softens logits before they are compared ({default['temperature']:g})",
+        help="softens logits before they are compared (the recipe's)",
     )
     add(
         "--set",

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from distill.losses.maps import project, projector, same_size
 from distill.losses.protocol import FeatureActivations, FeaturePair
 
-__all__ = ["FeatureEnsemble", "combine_logits", "combine_probabilities", "confidence_weights"]
+__all__ = ["FeatureEnsemble", "combine_logits", "combine_probabilities", "confidence_weights", "trust"]
 
 
 def combine_logits(logits: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
@@ -60,10 +60,14 @@ def confidence_weights(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     Returns:
         (teachers, batch) float32, summing to 1 over teachers.
     """
-    ce = torch.stack([F.cross_entropy(z.float(), labels, reduction="none") for z in logits])
-    if len(logits) == 1:
-        return torch.ones_like(ce)
-    return (1 - F.softmax(ce, dim=0)) / (len(logits) - 1)
+    return trust(torch.stack([F.cross_entropy(z.float(), labels, reduction="none") for z in logits]))
+
+
+def trust(cost: Tensor) -> Tensor:
+    """The weights of :func:`confidence_weights` from each teacher's cost: (teachers, ...), summing to 1 over them."""
+    if len(cost) == 1:
+        return torch.ones_like(cost)
+    return (1 - F.softmax(cost, dim=0)) / (len(cost) - 1)
 
 
 class FeatureEnsemble(nn.Module):

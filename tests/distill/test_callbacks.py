@@ -40,6 +40,8 @@ def trainer(toy_teacher: Path) -> SimpleNamespace:
         device=torch.device("cpu"),
         amp=False,
         args=DEFAULT_CFG,
+        epoch=0,
+        epochs=10,
     )
 
 

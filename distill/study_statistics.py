@@ -100,7 +100,9 @@ def difference(result: Comparison | None) -> str:
 
 def p_value(value: float) -> str:
     """Three digits, or a dash where there is none."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+    if math.isnan(value):
+        return "-"
+    return "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def comparison_cells(result: Comparison | None) -> str:

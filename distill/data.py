@@ -18,7 +18,7 @@ from ultralytics.utils.checks import check_file
 from distill.errors import DistillError
 from distill.images import IMAGE_SUFFIXES
 
-__all__ = ["DataSet", "open_data_set"]
+__all__ = ["DataSet", "open_data_set", "validation_images"]
 
 #: ultralytics 8.4 tolerates coordinates up to 1 % outside the image and drops the image beyond that.
 _TOLERANCE = 0.01
@@ -74,6 +74,11 @@ def open_data_set(name: str) -> DataSet:
         train_sha256=hashes["train"],
         val_sha256=hashes["val"],
     )
+
+
+def validation_images(data: DataSet) -> list[Path]:
+    """The validation images, sorted."""
+    return _list_images(data.description["val"], str(data.yaml), "val")
 
 
 def _resolve(name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ from ultralytics import YOLO
 from ultralytics.utils import callbacks as ultralytics_callbacks
 from ultralytics.utils.torch_utils import select_device, strip_optimizer
 
+from distill.agreement import AGREEMENT_FILE, compare_run
 from distill.arguments import split_names
 from distill.callbacks import Distillation
 from distill.console import log_epoch
@@ -28,6 +30,8 @@ from distill.teachers import find_teachers
 from distill.trainer import COPY_SUFFIX, DistillationTrainer
 
 __all__ = ["check_device", "new_run", "resumable_epoch", "resume_run"]
+
+log = logging.getLogger(__name__)
 
 _THREADS: Final = torch.get_num_threads()  # every core that this process may use, or what OMP_NUM_THREADS says
 _METRICS: Final = {"map50_95": "metrics/mAP50-95(B)", "map50": "metrics/mAP50(B)"}
@@ -184,6 +188,11 @@ def _finish(out: Path, recipe: Recipe, data: DataSet, metrics: Mapping[str, floa
         raise DistillError(f"the training ended without {best}: look at its log, and start again")
     described = publish_student(best, out, recipe=recipe, data=data, metrics=metrics)
     (weights / STATE_FILE).unlink(missing_ok=True)
+    if recipe.teachers:
+        try:
+            compare_run(out / "student" / "student.pt", recipe, data, recipe.device, out / AGREEMENT_FILE)
+        except DistillError as error:  # the student is there, and python -m distill.page measures it later
+            log.warning("no %s: %s", AGREEMENT_FILE, error)
     return described
 
 

@@ -155,6 +155,7 @@ def _summary(student: dict[str, Any], folder: Path) -> str:
         f"          {student['student']['parameters']:,} parameters, {taught}, {student['epochs']} epochs, "
         f"{student['imgsz']} px\n"
         f"mAP50-95  {accuracy['map50_95']:.4f}    mAP50 {accuracy['map50']:.4f}    (ultralytics, validation images)\n"
+        f"page      python -m distill.page {shlex.quote(str(folder.parent))}\n"
     )
 
 

@@ -9,7 +9,7 @@ from distill.errors import DistillError
 from distill.losses.protocol import Activations, HeadPair
 from distill.losses.regions import edge_distances, object_score
 
-__all__ = ["BoundedRegression", "SoftOverlap"]
+__all__ = ["BoundedRegression", "SoftOverlap", "edge_iou"]
 
 
 class SoftOverlap(nn.Module):
@@ -34,10 +34,7 @@ class SoftOverlap(nn.Module):
         """Compare ``boxes`` of shape (batch, 4 * reg_max, anchors); return a float32 scalar, 0 to 1."""
         weight = object_score(teacher)
         s, t = (edge_distances(boxes, self.reg_max) for boxes in (student.boxes, teacher.boxes.detach()))
-        overlap = _area(torch.minimum(s, t))
-        # The small area keeps two empty boxes at IoU 1 and their gradient finite.
-        iou = (overlap + _TINY) / (_area(s) + _area(t) - overlap + _TINY)
-        return ((1 - iou) * weight).sum() / weight.sum().clamp(min=1.0)
+        return ((1 - edge_iou(s, t)) * weight).sum() / weight.sum().clamp(min=1.0)
 
 
 class BoundedRegression(nn.Module):
@@ -76,6 +73,18 @@ class BoundedRegression(nn.Module):
 
 
 _TINY = 1e-6
+
+
+def edge_iou(s: Tensor, t: Tensor) -> Tensor:
+    """IoU of boxes on the same anchors, 0 to 1, (batch, anchors).
+
+    Args:
+        s: left, top, right and bottom edge distances of the one, (batch, 4, anchors).
+        t: of the other.
+    """
+    overlap = _area(torch.minimum(s, t))
+    # The small area keeps two empty boxes at IoU 1 and their gradient finite.
+    return (overlap + _TINY) / (_area(s) + _area(t) - overlap + _TINY)
 
 
 def _area(edges: Tensor) -> Tensor:

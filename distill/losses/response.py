@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from distill.losses.protocol import Activations, HeadPair
 from distill.losses.regions import object_score
 
-__all__ = ["ResponseDistillation"]
+__all__ = ["ResponseDistillation", "bernoulli_kl"]
 
 
 class ResponseDistillation(nn.Module):
@@ -39,6 +39,10 @@ class ResponseDistillation(nn.Module):
         teacher_logits = teacher.scores.detach().float()
         mass = object_score(teacher).sum().clamp(min=1.0)
         s, t = student.scores.float() / self.temperature, teacher_logits / self.temperature
-        # p log(p/q) + (1-p) log((1-p)/(1-q)) in logits: no logarithm of a rounded probability.
-        kl = torch.sigmoid(t) * (t - s) + F.softplus(s) - F.softplus(t)
-        return kl.sum() * (self.temperature**2 / mass)
+        return bernoulli_kl(s, t).sum() * (self.temperature**2 / mass)
+
+
+def bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL( sigmoid(teacher) || sigmoid(student) ) of logits, element by element, in nats."""
+    # p log(p/q) + (1-p) log((1-p)/(1-q)) in logits: no logarithm of a rounded probability.
+    return torch.sigmoid(teacher) * (teacher - student) + F.softplus(student) - F.softplus(teacher)

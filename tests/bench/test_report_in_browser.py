@@ -5,12 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import select
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +17,7 @@ from bench.accuracy import ImageDetections, ImageTruth
 from bench.detections_file import write_detections
 from bench.records import Accuracy, Latency, Result
 
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome-headless-shell")
-PATIENCE_S = 120.0
+Browser = Any  # of tests/conftest.py
 CLASSES = ("RBC", "WBC", "Platelets")
 # Name on the device, engine, precision, median of inference in s, mAP50-95, whether it is emulated.
 RUNS = (
@@ -34,114 +27,6 @@ RUNS = (
     ("pi5", "ncnn", "fp32", 0.045, 0.52, False),
     ("pi4-vm", "onnx", "int8", 1.9, 0.51, True),
 )
-
-
-class Browser:
-    """Headless Chromium, spoken to over two pipes by its DevTools protocol: no other program is needed."""
-
-    def __init__(self, program: str, profile: Path) -> None:
-        to_browser, from_us = os.pipe()
-        to_us, from_browser = os.pipe()
-        # The protocol wants descriptors 3 and 4; a shell puts them there.
-        flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run"
-        script = f'exec "$0" {flags} --remote-debugging-pipe "--user-data-dir=$1" 3<&{to_browser} 4>&{from_browser}'
-        self._process = subprocess.Popen(
-            ["/bin/bash", "-c", script, program, str(profile)],
-            pass_fds=(to_browser, from_browser),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        os.close(to_browser)
-        os.close(from_browser)
-        self._out, self._in = from_us, to_us
-        self._unread = b""
-        self._number = 0
-        self._session: str | None = None
-        self.complaints: list[str] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if self._session is not None:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while (answer := self._message()).get("id") != self._number:
-            pass
-        assert "error" not in answer, answer
-        return dict(answer["result"])
-
-    def open(self, page: Path, width: int = 1280, height: int = 900, phone: bool = False) -> None:
-        """Show a page in a window of that many CSS pixels."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
-        self.complaints.clear()
-        self.call("Page.navigate", url=page.as_uri())
-        deadline = time.monotonic() + PATIENCE_S
-        while self.evaluate("document.readyState + location.protocol") != "completefile:":
-            assert time.monotonic() < deadline, "the page never loaded"
-            time.sleep(0.05)
-
-    def evaluate(self, script: str) -> Any:
-        """The value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def key(self, key: str, code: int, text: str = "") -> None:
-        """Press and release a key."""
-        fields = {"key": key, "windowsVirtualKeyCode": code}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **fields, **({"text": text} if text else {}))
-        self.call("Input.dispatchKeyEvent", type="keyUp", **fields)
-
-    def mouse(self, kind: str, x: float, y: float) -> None:
-        """Move or press the mouse at a place in the window."""
-        pressed = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
-        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **pressed)
-
-    def screenshot(self) -> bytes:
-        """A picture of the whole page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
-
-    def end(self) -> None:
-        """Close it."""
-        with suppress(OSError, AssertionError):
-            self._session = None
-            self.call("Browser.close")
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, 9)
-        self._process.wait()
-        os.close(self._out)
-        os.close(self._in)
-
-    def _message(self) -> dict[str, Any]:
-        while b"\0" not in self._unread:
-            ready, _, _ = select.select([self._in], [], [], PATIENCE_S)
-            chunk = os.read(self._in, 1 << 20) if ready else b""
-            assert chunk, "the browser fell silent"
-            self._unread += chunk
-        line, _, self._unread = self._unread.partition(b"\0")
-        message: dict[str, Any] = json.loads(line)
-        if message.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
-            self.complaints.append(json.dumps(message["params"]))
-        return message
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium to open the report in: apt-get install --no-install-recommends chromium")
-    started = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield started
-    started.end()
 
 
 def _result(device: str, engine: str, precision: str, inference_s: float, score: float, emulated: bool) -> Result:

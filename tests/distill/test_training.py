@@ -49,7 +49,10 @@ def test_student_json_describes_the_student(finished_run: Path, toy_data: Path, 
 
 def test_no_state_and_no_half_written_file_is_left_behind(finished_run: Path) -> None:
     names = {p.name for p in finished_run.rglob("*") if p.is_file()}
-    assert names == {"recipe.json", "args.yaml", "results.csv", "best.pt", "last.pt", "student.pt", "student.json"}
+    assert names == {
+        *("recipe.json", "args.yaml", "results.csv", "best.pt", "last.pt", "student.pt", "student.json"),
+        "agreement.json",
+    }
 
 
 def test_the_student_loads_and_predicts_where_this_project_does_not_exist(finished_run: Path, tmp_path: Path) -> None:

@@ -28,25 +28,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(PY) examples/demo.py --open
 
-# A process per part: engines, exporters and trainers of several libraries do not share one for long.
-TESTS ?= $(filter-out %__pycache__,$(filter-out tests/distill,$(patsubst %/,%,$(wildcard tests/*/ tests/distill/*/))) \
-	$(wildcard tests/test_*.py tests/distill/test_*.py))
-# Pytest ends with 5 where it has no test to run: fine in some parts where ARGS selects, never in all.
+# A process per part, two at a time: engines, exporters and trainers of several libraries do not share one for long.
+TESTS ?=
+JOBS ?= 2
 test: $(READY)
-	@trap 'exit 130' INT; ran=0; empty=0; failed=; \
-	for part in $(TESTS); do \
-		echo "=== $$part"; \
-		$(PY) -m pytest $$part $(ARGS); code=$$?; \
-		if [ $$code -eq 5 ] && [ -n "$(if $(strip $(ARGS)),selected)" ]; then empty=$$((empty + 1)); continue; fi; \
-		ran=$$((ran + 1)); \
-		[ $$code -eq 0 ] || failed="$$failed\n  $$part (exit code $$code)"; \
-	done; \
-	echo "=== parts that ran: $$ran, parts where ARGS selects nothing: $$empty"; \
-	if [ -n "$$failed" ]; then printf "error: failed parts:$$failed\n" >&2; exit 1; fi; \
-	[ $$ran -gt 0 ] || { echo "error: no part has a test that ARGS selects" >&2; exit 1; }
+	@$(PY) tests/run_parts.py --jobs $(JOBS) $(TESTS) $(if $(strip $(ARGS)),--pytest $(ARGS))
 
-parts:
-	@for part in $(TESTS); do echo $$part; done
+parts: $(READY)
+	@$(PY) tests/run_parts.py --list
 
 check: $(READY)
 	$(PY) -m ruff format --check .

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from distill.errors import DistillError
 
-__all__ = ["at_least", "number_within", "split_names"]
+__all__ = ["at_least", "image_size", "number_within", "split_names"]
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -19,6 +19,16 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def image_size(text: str) -> int:
+    """An argparse type: pixels, at least 64 and a multiple of 32."""
+    size = at_least(64)(text)
+    if size % 32:
+        raise argparse.ArgumentTypeError(
+            f"{size} is not a multiple of 32: try {size // 32 * 32} or {-(-size // 32) * 32}"
+        )
+    return size
 
 
 def number_within(lowest: float, words: str, highest: float = float("inf")) -> Callable[[str], float]:

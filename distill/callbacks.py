@@ -15,7 +15,10 @@ from ultralytics.utils.torch_utils import unwrap_model
 from distill.errors import DistillError
 from distill.losses import Activations, AssignedBoxes, build_losses
 from distill.schedules import Schedule
-from distill.teacher import Teacher, check_pair, head_pair, load_weights
+from distill.teacher import check_pair, head_pair, load_weights
+from distill.teacher_cache import CachedTeacher, remember_outputs
+from distill.teacher_options import TeacherOptions
+from distill.teacher_running import RunningTeacher, run_teachers
 from distill.teachers import TeacherEnsemble
 
 __all__ = ["Distillation", "DistillationCriterion", "PreparedDistillation"]
@@ -38,6 +41,7 @@ class Distillation:
         temperature: T of the losses on logits.
         schedule: the factor on the weights by epoch.
         combine: how several teachers become one.
+        options: how teachers are run and remembered.
     """
 
     teacher: str | tuple[str, ...]
@@ -45,6 +49,7 @@ class Distillation:
     temperature: float
     schedule: Schedule = field(default_factory=Schedule)
     combine: str = "mean"
+    options: TeacherOptions = field(default_factory=TeacherOptions)
 
     def __call__(self, trainer: Any) -> None:
         """Wrap the student's criterion. The average of the weights exists by now and stays clean."""
@@ -71,7 +76,9 @@ class Distillation:
             check_pair(teacher, model, trainer.data)
         pairs = [head_pair(teacher, model) for teacher in loaded]
         losses = build_losses(self.weights, pairs, self.temperature)
-        teachers = [Teacher(t, device=trainer.device, dtype=_teacher_dtype(trainer)) for t in loaded]
+        running = run_teachers(loaded, trainer, self.options)
+        cached = self.options.cache is not None
+        teachers = remember_outputs(running, trainer, self.weights, self.options) if cached else running
         return PreparedDistillation(
             teacher=teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers, self.combine, pairs[0].reg_max),
             losses=losses.to(trainer.device),
@@ -83,7 +90,7 @@ class Distillation:
 class PreparedDistillation:
     """A teacher, or several as one, on its device, the losses with what they learn, and their weights."""
 
-    teacher: Teacher | TeacherEnsemble
+    teacher: RunningTeacher | CachedTeacher | TeacherEnsemble
     losses: nn.ModuleDict
     weights: dict[str, float]
 
@@ -131,7 +138,7 @@ class DistillationCriterion:
         student = Activations.of_head(outputs, _assigned_boxes(targets, self.plain.reg_max))
         factor = self.loudness()
         if factor:
-            teacher = self.distillation.teacher(batch["img"])
+            teacher = self.distillation.teacher(batch["img"], batch)
             distilled = {
                 name: factor * weight * self.distillation.losses[name](student, teacher)
                 for name, weight in self.distillation.weights.items()
@@ -158,10 +165,3 @@ def _assigned_boxes(targets: tuple[Tensor, ...], reg_max: int) -> AssignedBoxes:
     boxes = boxes / strides
     edges = torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=2)
     return AssignedBoxes(edges.clamp(0, reg_max - 1).transpose(1, 2).float(), foreground.bool())
-
-
-def _teacher_dtype(trainer: Any) -> torch.dtype:
-    """Half precision where the student's forward runs in it anyway: same result, half the memory traffic."""
-    if not trainer.amp:  # what was asked for and this device can do; on the CPU that is bf16 or nothing
-        return torch.float32
-    return torch.bfloat16 if trainer.args.amp == "bf16" else torch.float16

@@ -47,6 +47,11 @@ class Recipe:
         device: as ultralytics understands it; empty chooses.
         workers: data-loading processes.
         combine: how several teachers become one, ``mean`` or ``confidence``.
+        teacher_precision, teacher_compile, teacher_imgsz: how teachers are run, as in
+            :class:`distill.teacher_options.TeacherOptions`.
+        views: how many augmented views of each image there are; 0: none repeats.
+        cache: folder where teacher outputs are kept; None: nowhere.
+        cache_limit: what that folder may hold, in 10^9 bytes; None: what the disk can.
     """
 
     student: str
@@ -64,6 +69,12 @@ class Recipe:
     workers: int
     schedule: str = "constant"
     combine: str = "mean"
+    teacher_precision: str = "auto"
+    teacher_compile: bool = False
+    teacher_imgsz: int | None = None
+    views: int = 0
+    cache: str | None = None
+    cache_limit: float | None = None
 
     def with_teachers(self, found: Sequence[TeacherFile]) -> Recipe:
         """The same recipe with its teachers found elsewhere, in the same order.

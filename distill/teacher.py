@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
@@ -41,17 +42,48 @@ class Teacher:
     nothing of it can end up in a state dict, an optimizer or a checkpoint.
     """
 
-    def __init__(self, model: nn.Module, *, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        """Take over a loaded model (it is changed in place) and move it to ``device`` as ``dtype``."""
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        imgsz: int | None = None,
+    ) -> None:
+        """Take over a loaded model (it is changed in place) and move it to ``device`` as ``dtype``.
+
+        Args:
+            model: a detector.
+            device: where it shall run.
+            dtype: its precision.
+            imgsz: longer side in pixels that images are resized to before it sees them; None leaves them as they are.
+        """
         fused = model.fuse(verbose=False).eval().requires_grad_(False)  # type: ignore[operator]
-        self._model = fused.to(device=device, dtype=dtype)
-        self._model.model[-1].training = True  # this flag only: .train() would wake the layers below it too
-        self._dtype = dtype
+        self.model: nn.Module = fused.to(device=device, dtype=dtype)
+        self.model.model[-1].training = True  # .train() would wake the layers below it too
+        self._run: Callable[[torch.Tensor], Any] = self.model
+        self._dtype, self._memory_format = dtype, torch.contiguous_format
+        self._imgsz = imgsz
+
+    def run_as(self, dtype: torch.dtype, memory_format: torch.memory_format, compiled: bool = False) -> None:
+        """Change precision and memory format, and let ``torch.compile`` have it."""
+        self.model.to(dtype=dtype).to(memory_format=memory_format)
+        self._dtype, self._memory_format = dtype, memory_format
+        self._run = torch.compile(self.model) if compiled else self.model
+
+    def resized(self, images: torch.Tensor) -> torch.Tensor:
+        """The images at the size that this teacher sees."""
+        if self._imgsz is None:
+            return images
+        scale = self._imgsz / max(images.shape[2:])
+        size = [max(32, round(side * scale / 32) * 32) for side in images.shape[2:]]
+        return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> Activations:
+    def __call__(self, images: torch.Tensor, *context: Any) -> Activations:
         """Run images (batch, channels, height, width), 0 to 1, and return the raw head outputs."""
-        return Activations.of_head(self._model(images.to(self._dtype)))
+        seen = self.resized(images).to(self._dtype).contiguous(memory_format=self._memory_format)
+        return Activations.of_head(self._run(seen))
 
 
 @dataclass(frozen=True)

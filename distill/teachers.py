@@ -10,7 +10,9 @@ import torch
 from distill.losses import Activations
 from distill.losses.teachers import COMBINATIONS, EnsembleActivations, combine_teachers
 from distill.recipe import TeacherFile
-from distill.teacher import Teacher, file_sha256, find_weights
+from distill.teacher import file_sha256, find_weights
+from distill.teacher_cache import CachedTeacher
+from distill.teacher_running import RunningTeacher
 
 __all__ = ["COMBINATIONS", "TeacherEnsemble", "find_teachers"]
 
@@ -18,7 +20,7 @@ __all__ = ["COMBINATIONS", "TeacherEnsemble", "find_teachers"]
 class TeacherEnsemble:
     """Several frozen teachers that answer as one; not a module, as :class:`distill.teacher.Teacher` is none."""
 
-    def __init__(self, members: Sequence[Teacher], how: str, reg_max: int) -> None:
+    def __init__(self, members: Sequence[RunningTeacher | CachedTeacher], how: str, reg_max: int) -> None:
         """Take teachers on one device, how to combine them, and the DFL bins that they share."""
         self.members = tuple(members)
         self._how, self._reg_max = how, reg_max

@@ -25,6 +25,7 @@ from distill.state import (
     restore_weights,
     write_state,
 )
+from distill.views import AugmentedViews, ViewSampler, show_views
 
 __all__ = ["COPY_SUFFIX", "DistillationTrainer"]
 
@@ -52,6 +53,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
     _batches_since_step = 0
     _catching_up = False
     _accumulate = 1
+    _view_sampler: ViewSampler | None = None
 
     @property
     def state_file(self) -> Path:
@@ -96,11 +98,34 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
     def _channels_last_on_cpu(self) -> bool:
         return trains_in_cpu_bfloat16(self) and self.args.channels_last is not False
 
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build ultralytics' data set, for training in a finite number of views where that was asked."""
+        dataset = super().build_dataset(img_path, mode, batch)
+        distillation = self._distillation()
+        if mode == "train" and distillation is not None and distillation.options.views:
+            return AugmentedViews(dataset, distillation.options.views, self.args.seed)
+        return dataset
+
+    def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Build ultralytics' loader, and let it show the views in turn."""
+        loader = super().get_dataloader(*args, **kwargs)
+        if isinstance(loader.dataset, AugmentedViews):
+            self._view_sampler = show_views(loader)
+        return loader
+
+    def _close_dataloader_mosaic(self) -> None:
+        super()._close_dataloader_mosaic()
+        if self._view_sampler is not None:  # what was read ahead is thrown away: the epoch begins again
+            self._view_sampler.next_epoch = self.epoch
+
+    def _distillation(self) -> Distillation | None:
+        attached = self.callbacks["on_pretrain_routine_end"]
+        return next((c for c in attached if isinstance(c, Distillation)), None)
+
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Build ultralytics' optimizer and add the projectors as its last group, before the scheduler exists."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
-        attached = self.callbacks["on_pretrain_routine_end"]
-        distillation = next((c for c in attached if isinstance(c, Distillation)), None)
+        distillation = self._distillation()
         if distillation is None:
             return optimizer
         self.prepared_distillation = distillation.prepare(self)
@@ -223,6 +248,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
             loader.reset()
             loader.generator = torch.Generator()
             loader.sampler.generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.epoch)
+        if self._view_sampler is not None and loader.iterator is None:  # else it has read ahead, and counts itself
+            self._view_sampler.next_epoch = self.epoch
         if self._resumed is not None:
             restore_gradients(self, self.projectors, self._resumed)
             restore_randomness(loader, self._resumed)

@@ -26,6 +26,7 @@ from distill.recipe import Recipe, read_recipe, write_recipe
 from distill.schedules import parse_schedule
 from distill.state import STATE_FILE, read_state
 from distill.teacher import check_pair, load_weights, student_model
+from distill.teacher_arguments import teacher_options
 from distill.teachers import find_teachers
 from distill.trainer import COPY_SUFFIX, DistillationTrainer
 
@@ -160,6 +161,7 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
                 recipe.temperature,
                 parse_schedule(recipe.schedule),
                 recipe.combine,
+                teacher_options(recipe),
             )
         )
     trainer = DistillationTrainer(overrides=settings, _callbacks=attached)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 try:
-    from distill.arguments import at_least, number_within, split_names
+    from distill.arguments import at_least, image_size, number_within, split_names
     from distill.command import new_run_folder, run_training
     from distill.data import DataSet, open_data_set
     from distill.errors import DistillError
@@ -19,6 +19,7 @@ try:
     from distill.recipe import Recipe, TeacherFile, read_recipe
     from distill.schedules import parse_schedule
     from distill.settings import parse_settings
+    from distill.teacher_arguments import TEACHER_FIELDS, add_teacher_arguments, recipe_fields
     from distill.teachers import COMBINATIONS, find_teachers
     from distill.training import new_run, resumable_epoch, resume_run
 except ModuleNotFoundError as missing:
@@ -105,6 +106,7 @@ def new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
         teachers=teachers,
         combine=args.combine or "mean",
         data_sha256=data.train_sha256,
+        **recipe_fields(args, losses, value["imgsz"]),
     )
     return recipe, data
 
@@ -129,7 +131,8 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
                 f"--recipe {args.recipe} contradicts the run, which has losses {dict(recipe.losses)}, temperature "
                 f"{recipe.temperature:g} and schedule {recipe.schedule}: drop the flag, or start without --resume"
             )
-    for name in ("student", "data", "epochs", "imgsz", "batch", "seed", "losses", "temperature", "schedule", "combine"):
+    compared = ("student", "data", "epochs", "imgsz", "batch", "seed", "losses", "temperature", "schedule", "combine")
+    for name in (*compared, *TEACHER_FIELDS):
         given, recorded = getattr(args, name), getattr(recipe, name)
         if given is None:
             continue
@@ -140,7 +143,7 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
         same = Path(recorded).name == given if name == "data" and "/" not in str(given) else given == recorded
         if not same:
             raise DistillError(
-                f"--{name} {getattr(args, name)} contradicts the run, which has {recorded}: "
+                f"--{name.replace('_', '-')} {getattr(args, name)} contradicts the run, which has {recorded}: "
                 "drop the flag, or start a new run without --resume"
             )
 
@@ -171,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--student", metavar="PT|YAML", help=f".pt to start from, .yaml trains from scratch ({default['student']})")
     add("--data", metavar="YAML", help=f"detection data set ({default['data']})")
     add("--epochs", type=at_least(1), metavar="N", help=f"epochs ({default['epochs']})")
-    add("--imgsz", type=_image_size, metavar="PX", help=f"image size, a multiple of 32 ({default['imgsz']})")
+    add("--imgsz", type=image_size, metavar="PX", help=f"image size, a multiple of 32 ({default['imgsz']})")
     add("--batch", type=at_least(1), metavar="N", help=f"images per step ({default['batch']})")
     add("--device", help="cpu, 0, or 0,1 for several GPUs (the first GPU if there is one, else cpu)")
     add("--seed", type=at_least(0), metavar="N", help=f"random seed ({default['seed']})")
@@ -199,19 +202,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="other ultralytics training settings, such as lr0=0.002 nbs=16 mosaic=0.5 (ultralytics' defaults)",
     )
+    add_teacher_arguments(parser)
     add("--resume", type=Path, metavar="RUN", help="run folder to continue after its last complete epoch")
     add("--out", type=Path, metavar="RUN", help="new run folder (runs/distill/STUDENT, numbered)")
     add("--json", action="store_true", help="print student.json instead of the summary")
     return parser
-
-
-def _image_size(text: str) -> int:
-    size = at_least(64)(text)
-    if size % 32:
-        raise argparse.ArgumentTypeError(
-            f"{size} is not a multiple of 32: try {size // 32 * 32} or {-(-size // 32) * 32}"
-        )
-    return size
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def arguments(toy_data: Path, toy_teacher: Path) -> Callable[..., list[str]]:
     """Arguments of a small distillation into a folder: batches of 4, 4 and 2, gradients summed over several."""
 
     def build(out: Path, *more: str, plain: bool = False) -> list[str]:
-        taught = ["--losses", "none"] if plain else ["--teacher", str(toy_teacher)]
+        taught = ["--losses", "none"] if plain else ["--teacher", str(toy_teacher), "--teacher-precision", "fp32"]
         common = ["--student", "yolov8n.yaml", "--data", str(toy_data), "--epochs", "4", "--imgsz", "64"]
         return [*common, *taught, "--batch", "4", "--device", "cpu", "--out", str(out), *more]
 

@@ -29,7 +29,7 @@ BATCH = {
 
 
 @pytest.fixture
-def trainer(toy_teacher: Path) -> SimpleNamespace:
+def trainer(toy_teacher: Path, tmp_path: Path) -> SimpleNamespace:
     """What ultralytics' trainer looks like to a callback."""
     torch.manual_seed(0)
     model = DetectionModel("yolov8n.yaml", nc=2, verbose=False)
@@ -42,6 +42,7 @@ def trainer(toy_teacher: Path) -> SimpleNamespace:
         args=DEFAULT_CFG,
         epoch=0,
         epochs=10,
+        save_dir=tmp_path,
     )
 
 

@@ -26,7 +26,7 @@ from distill.teacher import file_sha256, find_weights
 
 __all__ = ["Arm", "Study", "main", "parse_arm"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("distill.study")  # also where it is run as __main__
 
 _PLAIN: Final = "none"
 _PEER: Final = "distill_model"

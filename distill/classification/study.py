@@ -28,7 +28,7 @@ from distill.study_section import write_section
 
 __all__ = ["Study", "main"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("distill.classification.study")  # also where it is run as __main__
 
 _UNTAUGHT: Final = ("none", "mutual")
 _OWN_TEACHER: Final = ("subclass", "sftn", "unified")  # trained in their own way

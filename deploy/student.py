@@ -108,7 +108,12 @@ def find_student(path: Path | None, runs: Path = Path("runs")) -> Student:
 
 
 def _newest_record(runs: Path) -> Path:
-    records = [path for path in runs.rglob(RECORD_NAME) if not path.parent.name.startswith(".")]
+    # An assistant, in RUN/stages/, is a step on the way to a student: it is deployed only where it is named.
+    records = [
+        path
+        for path in runs.rglob(RECORD_NAME)
+        if not path.parent.name.startswith(".") and "stages" not in path.relative_to(runs).parts
+    ]
     if not records:
         raise StudentError(f"no student below {runs}/: give --student, or make one with python -m distill.yolo")
     return max(records, key=lambda record: (record.stat().st_mtime_ns, str(record)))

@@ -16,7 +16,7 @@ import ultralytics
 
 from distill.data import DataSet
 from distill.errors import DistillError
-from distill.recipe import Recipe, TeacherFile
+from distill.recipe import Recipe
 from distill.teacher import file_sha256, load_weights
 
 __all__ = ["publish_student"]
@@ -76,7 +76,7 @@ def _describe(
     student: Path, head: Mapping[str, Any], recipe: Recipe, data: DataSet, metrics: Mapping[str, float]
 ) -> dict[str, Any]:
     """The contents of ``student.json``, which deploy and bench read."""
-    teachers = [_describe_teacher(teacher) for teacher in recipe.teachers]
+    teachers = [_describe_teacher(Path(teacher.path), teacher.sha256) for teacher in recipe.teachers]
     return {
         "schema": _SCHEMA,
         "task": "detect",
@@ -87,7 +87,8 @@ def _describe(
             "parameters": head["parameters"],
         },
         "teacher": _as_one(teachers),
-        "teachers": teachers,
+        "teachers": [{k: v for k, v in teacher.items() if k != "chain"} for teacher in teachers],
+        "chain": teachers[0].get("chain", []) if len(teachers) == 1 else [],
         "data": {"yaml": str(data.yaml), "train_sha256": data.train_sha256, "val_sha256": data.val_sha256},
         "imgsz": recipe.imgsz,
         "class_names": list(data.names),
@@ -110,21 +111,35 @@ def _describe(
     }
 
 
-def _describe_teacher(teacher: TeacherFile) -> dict[str, Any]:
-    model = load_weights(Path(teacher.path), "teacher")
-    return {
-        "file": Path(teacher.path).name,
-        "sha256": teacher.sha256,
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+def _describe_teacher(path: Path, sha256: str) -> dict[str, Any]:
+    """A teacher; one that was distilled itself has a name that says by whom."""
+    model = load_weights(path, "teacher")
+    described = {"file": path.name, "sha256": sha256, "parameters": sum(p.numel() for p in model.parameters())}
+    taught = _own_record(path, sha256)
+    if not taught:
+        return described
+    own = Path(taught["student"]["init"]).stem
+    above = taught.get("teacher")
+    name = f"{above.get('name') or above['file']} > {own}" if above else own
+    chain = [*taught.get("chain", ()), {"name": own, "sha256": sha256, "metrics": taught["metrics"]}]
+    return {"name": name, **described, "chain": chain}
+
+
+def _own_record(path: Path, sha256: str) -> dict[str, Any] | None:
+    """The ``student.json`` beside a teacher that was a student; None where there is none of that very file."""
+    beside = path.parent / "student.json"
+    if path.name != _STUDENT_FILE or not beside.is_file():
+        return None
+    record: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+    return record if record["student"]["sha256"] == sha256 else None
 
 
 def _as_one(teachers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The teacher as manifests and reports name it: several have a name of all and no one file."""
     if len(teachers) < 2:
-        return dict(teachers[0]) if teachers else None
+        return {k: v for k, v in teachers[0].items() if k != "chain"} if teachers else None
     return {
-        "name": " + ".join(teacher["file"] for teacher in teachers),
+        "name": " + ".join(teacher.get("name") or teacher["file"] for teacher in teachers),
         "file": None,
         "sha256": None,
         "parameters": sum(teacher["parameters"] for teacher in teachers),

@@ -52,6 +52,7 @@ class Recipe:
         views: how many augmented views of each image there are; 0: none repeats.
         cache: folder where teacher outputs are kept; None: nowhere.
         cache_limit: what that folder may hold, in 10^9 bytes; None: what the disk can.
+        assistants: students of the teachers that teach in their turn, the largest first: each as ``student``.
     """
 
     student: str
@@ -75,6 +76,7 @@ class Recipe:
     views: int = 0
     cache: str | None = None
     cache_limit: float | None = None
+    assistants: tuple[str, ...] = ()
 
     def with_teachers(self, found: Sequence[TeacherFile]) -> Recipe:
         """The same recipe with its teachers found elsewhere, in the same order.
@@ -132,6 +134,7 @@ def read_recipe(folder: Path) -> Recipe:
         content["teachers"] = tuple(TeacherFile(**teacher) for teacher in content["teachers"])
     except TypeError as error:
         raise DistillError(f"{path} has damaged teachers: start a new run without --resume") from error
+    content["assistants"] = tuple(content.get("assistants", ()))
     return Recipe(**content)
 
 

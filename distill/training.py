@@ -30,7 +30,17 @@ from distill.teacher_arguments import teacher_options
 from distill.teachers import find_teachers
 from distill.trainer import COPY_SUFFIX, DistillationTrainer
 
-__all__ = ["check_device", "new_run", "resumable_epoch", "resume_run"]
+__all__ = [
+    "begin",
+    "check_device",
+    "check_run",
+    "go_on",
+    "new_run",
+    "resumable_epoch",
+    "resume_run",
+    "same_data",
+    "same_teachers",
+]
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +60,31 @@ def new_run(recipe: Recipe, data: DataSet, out: Path) -> Path:
     Raises:
         DistillError: when teacher, student and data do not go together, or the training fails.
     """
+    check_run(recipe, data)
+    out.mkdir(parents=True)
+    try:
+        write_recipe(recipe, out)
+        return begin(recipe, data, out)
+    finally:
+        if resumable_epoch(out) is None and not (out / "student").exists():
+            shutil.rmtree(out, ignore_errors=True)
+
+
+def check_run(recipe: Recipe, data: DataSet) -> None:
+    """Refuse what does not go together, before anything is written.
+
+    Raises:
+        DistillError: when the device is not here, or teachers, student and data do not fit each other.
+    """
     check_device(recipe.device)
     student = student_model(recipe.student, data.description)
     for teacher in recipe.teachers:
         check_pair(load_weights(Path(teacher.path), "teacher"), student, data.description)
-    out.mkdir(parents=True)
-    try:
-        write_recipe(recipe, out)
-        metrics = _train(recipe, out, _settings(recipe, out))
-    finally:
-        if resumable_epoch(out) is None:
-            shutil.rmtree(out, ignore_errors=True)
-    return _finish(out, recipe, data, metrics)
+
+
+def begin(recipe: Recipe, data: DataSet, out: Path) -> Path:
+    """Train in the run folder ``out`` from the first epoch; return the path of ``student.json``."""
+    return _finish(out, recipe, data, _train(recipe, out, _settings(recipe, out)))
 
 
 def resume_run(out: Path, *, teacher: str | None, device: str | None, workers: int | None) -> Path:
@@ -79,13 +102,12 @@ def resume_run(out: Path, *, teacher: str | None, device: str | None, workers: i
     recipe = read_recipe(out)
     if (out / "student").exists():
         raise DistillError(f"{out} is finished, its student is in {out / 'student'}: nothing to resume")
-    recipe = _same_teachers(recipe, teacher)
+    return go_on(same_teachers(recipe, teacher), same_data(recipe), out, device=device, workers=workers)
+
+
+def go_on(recipe: Recipe, data: DataSet, out: Path, *, device: str | None, workers: int | None) -> Path:
+    """Train in the run folder ``out`` from its last complete epoch; return the path of ``student.json``."""
     check_device(recipe.device if device is None else device)
-    data = open_data_set(recipe.data)
-    if data.train_sha256 != recipe.data_sha256:
-        raise DistillError(
-            f"training data {recipe.data} changed since the run was started: restore it, or start without --resume"
-        )
     state = read_state(out / "train" / "weights" / STATE_FILE)
     if state["finished"]:
         return _finish(out, recipe, data, _validate(recipe, out))
@@ -118,7 +140,7 @@ def check_device(device: str) -> None:
         )
 
 
-def _same_teachers(recipe: Recipe, teacher: str | None) -> Recipe:
+def same_teachers(recipe: Recipe, teacher: str | None) -> Recipe:
     """The recipe with its teachers found and verified; unchanged for a plain run."""
     if not recipe.teachers:
         if teacher is not None:
@@ -126,6 +148,20 @@ def _same_teachers(recipe: Recipe, teacher: str | None) -> Recipe:
         return recipe
     names = [t.path for t in recipe.teachers] if teacher is None else split_names(teacher, "--teacher")
     return recipe.with_teachers(find_teachers(names))
+
+
+def same_data(recipe: Recipe) -> DataSet:
+    """The recipe's data set, opened.
+
+    Raises:
+        DistillError: when its training images or labels are no longer those of the run.
+    """
+    data = open_data_set(recipe.data)
+    if data.train_sha256 != recipe.data_sha256:
+        raise DistillError(
+            f"training data {recipe.data} changed since the run was started: restore it, or start without --resume"
+        )
+    return data
 
 
 def _settings(recipe: Recipe, out: Path) -> dict[str, Any]:

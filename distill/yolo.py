@@ -11,6 +11,7 @@ from typing import Any, Final
 
 try:
     from distill.arguments import at_least, image_size, number_within, split_names
+    from distill.chain import broke_off, new_chain, resume_chain
     from distill.command import new_run_folder, run_training
     from distill.data import DataSet, open_data_set
     from distill.errors import DistillError
@@ -65,20 +66,30 @@ class _Run:
         args = self._args
         if args.resume is not None:
             self._out = args.resume
-            _refuse_other_values(args, read_recipe(args.resume))
-            self.described = resume_run(args.resume, teacher=args.teacher, device=args.device, workers=args.workers)
+            recipe = read_recipe(args.resume)
+            _refuse_other_values(args, recipe)
+            resume = resume_chain if recipe.assistants else resume_run
+            self.described = resume(args.resume, teacher=args.teacher, device=args.device, workers=args.workers)
             return
         recipe, data = new_recipe(args)
         self._out = new_run_folder(args.out, Path(recipe.student).stem)
-        self.described = new_run(recipe, data, self._out)
+        self.described = (new_chain if recipe.assistants else new_run)(recipe, data, self._out)
 
     def how_to_continue(self) -> str:
         """The end of the sentence that begins with ``interrupted``."""
-        epochs = None if self._out is None else resumable_epoch(self._out)
-        if self._out is None or epochs is None:
+        where = None if self._out is None or not self._out.exists() else _where(self._out)
+        if where is None:
             return " before the first epoch was complete: nothing was kept"
-        total, folder = read_recipe(self._out).epochs, shlex.quote(str(self._out))
-        return f" after {epochs} of {total} epochs: continue with python -m distill.yolo --resume {folder}"
+        return f"{where}: continue with python -m distill.yolo --resume {shlex.quote(str(self._out))}"
+
+
+def _where(out: Path) -> str | None:
+    """Where a run broke off; None when nothing is kept."""
+    recipe = read_recipe(out)
+    if recipe.assistants:
+        return broke_off(out)
+    epochs = resumable_epoch(out)
+    return None if epochs is None else f" after {epochs} of {recipe.epochs} epochs"
 
 
 def new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
@@ -92,6 +103,8 @@ def new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
         if args.teacher is None:
             raise DistillError("no teacher: give --teacher yolov8x.pt, or --losses none for plain training")
         teachers = find_teachers(split_names(args.teacher, "--teacher"))
+    if args.assistants is not None and not teachers:
+        raise DistillError(f"--assistants {args.assistants} have no teacher: give --teacher, and losses to learn by")
     if args.combine is not None and len(teachers) < 2:
         raise DistillError(
             f"--combine {args.combine} is for several teachers: give --teacher two or more, as a.pt,b.pt"
@@ -105,6 +118,7 @@ def new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
         settings=parse_settings(args.set or ()),
         teachers=teachers,
         combine=args.combine or "mean",
+        assistants=() if args.assistants is None else split_names(args.assistants, "--assistants"),
         data_sha256=data.train_sha256,
         **recipe_fields(args, losses, value["imgsz"]),
     )
@@ -132,12 +146,14 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
                 f"{recipe.temperature:g} and schedule {recipe.schedule}: drop the flag, or start without --resume"
             )
     compared = ("student", "data", "epochs", "imgsz", "batch", "seed", "losses", "temperature", "schedule", "combine")
-    for name in (*compared, *TEACHER_FIELDS):
+    for name in (*compared, "assistants", *TEACHER_FIELDS):
         given, recorded = getattr(args, name), getattr(recipe, name)
         if given is None:
             continue
         if name == "losses":
             given = parse_losses(given)
+        elif name == "assistants":
+            given = split_names(given, "--assistants")
         elif name == "data" and Path(given).exists():
             given = str(Path(given).resolve())
         same = Path(recorded).name == given if name == "data" and "/" not in str(given) else given == recorded
@@ -150,8 +166,8 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
 
 def _summary(student: dict[str, Any], folder: Path) -> str:
     """What is printed of a finished run: where the student is, and how good."""
-    names = " + ".join(teacher["file"] for teacher in student["teachers"])
-    taught = f"taught by {names}" if names else "no teacher"
+    teacher = student["teacher"]
+    taught = f"taught by {teacher.get('name') or teacher['file']}" if teacher else "no teacher"
     accuracy = student["metrics"]
     return (
         f"student   {folder / student['student']['file']}\n"
@@ -171,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     add, default = parser.add_argument, _DEFAULTS
     add("--teacher", metavar="PT,...", help="checkpoint to learn from, such as yolov8x.pt, or several")
     add("--combine", choices=COMBINATIONS, help="several teachers as one: mean, or each where it is sure (mean)")
+    add("--assistants", metavar="PT|YAML,...", help="students in between, largest first: each teaches the next")
     add("--student", metavar="PT|YAML", help=f".pt to start from, .yaml trains from scratch ({default['student']})")
     add("--data", metavar="YAML", help=f"detection data set ({default['data']})")
     add("--epochs", type=at_least(1), metavar="N", help=f"epochs ({default['epochs']})")

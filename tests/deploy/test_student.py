@@ -37,6 +37,7 @@ def test_the_newest_student_is_the_default(tmp_path: Path) -> None:
     _student(tmp_path / "distill/old/student", age_s=100)
     _student(tmp_path / "distill/new/student")
     _student(tmp_path / "distill/.unfinished.partial-1", age_s=-100)
+    _student(tmp_path / "distill/chain/stages/1-yolov8m/student", age_s=-100)  # an assistant of a chain
     assert find_student(None, tmp_path).name == "new"
 
 

@@ -16,13 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from distill.errors import DistillError
 
 __all__ = [
     "STATE_FILE",
+    "capture_randomness",
     "capture_state",
     "read_state",
     "restore_gradients",
@@ -64,9 +65,13 @@ def capture_state(trainer: Any, projectors: nn.Module, batches_since_step: int) 
         },
         "batches_since_step": batches_since_step,
         "gradients": [None if p.grad is None else p.grad for p in parameters] if batches_since_step else [],
-        "random": _capture_randomness(),
-        "mosaic": _mosaic_indices(trainer.train_loader),
+        **capture_randomness(trainer.train_loader),
     }
+
+
+def capture_randomness(loader: Any) -> dict[str, Any]:
+    """What decides this process's next images: its random generators, and the images that mosaic draws from."""
+    return {"random": _generators(), "mosaic": _mosaic_indices(loader)}
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:
@@ -146,14 +151,15 @@ def _trained(trainer: Any, projectors: nn.Module) -> list[nn.Parameter]:
     return [*unwrap_model(trainer.model).parameters(), *projectors.parameters()]
 
 
-def _capture_randomness() -> dict[str, Any]:
+def _generators() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
+    one_process = torch.cuda.is_available() and not distributed.is_initialized()  # of several, each has one GPU
     return {
         "python": [version, list(words), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if one_process else [],
     }
 
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from ultralytics.utils import RANK
 
 from distill.errors import DistillError
 from distill.losses import Activations
+from distill.ranks import agreed
 from distill.teacher import Teacher
 from distill.teacher_options import TeacherOptions
 from distill.teacher_speed import Layout, SpeedRecord, candidates, fastest
@@ -67,13 +67,15 @@ class RunningTeacher:
             ) from error
 
     def _choose(self, images: torch.Tensor) -> Layout:
+        return agreed(lambda: self._chosen_here(images))  # processes that chose apart would teach apart
+
+    def _chosen_here(self, images: torch.Tensor) -> Layout:
         kind = images.device.type
         known = self._record.read(self._index, kind)
         if known is not None:
             return known
         chosen = self._tried[0] if len(self._tried) == 1 else fastest(self._teacher.model, images, self._tried)
-        if RANK in {-1, 0}:
-            self._record.write(self._index, kind, chosen)
+        self._record.write(self._index, kind, chosen)
         return chosen
 
 

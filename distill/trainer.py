@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import distributed, nn
 from torch.utils.data import RandomSampler
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from distill.callbacks import Distillation, PreparedDistillation
 from distill.precision import Float32Criterion, cpu_bfloat16, trains_in_cpu_bfloat16
+from distill.ranks import RankedTrainer, average_gradients, gather
 from distill.state import (
     STATE_FILE,
+    capture_randomness,
     capture_state,
     read_state,
     restore_gradients,
@@ -36,7 +38,7 @@ COPY_SUFFIX: Final = "-stripped.pt"
 _PROJECTOR_RATE: Final = 10.0
 
 
-class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has no types
+class DistillationTrainer(RankedTrainer):
     """Trains a detector as ultralytics does; distils when a :class:`Distillation` is among its callbacks.
 
     Without one it is the plain baseline with the same data order and the same resuming. Found by its module name
@@ -54,6 +56,7 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
     _catching_up = False
     _accumulate = 1
     _view_sampler: ViewSampler | None = None
+    _randomness: Sequence[dict[str, Any]] = ()
 
     @property
     def state_file(self) -> Path:
@@ -155,17 +158,17 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
             return
         self._catching_up = False
         self._batches_since_step = 0
-        if self.world_size > 1:
-            for parameter in self.projectors.parameters():
-                if parameter.grad is not None:
-                    distributed.all_reduce(parameter.grad)
-                    parameter.grad /= self.world_size
+        average_gradients(self.projectors.parameters())
         super().optimizer_step()
 
     def run_callbacks(self, event: str) -> None:
         """Run an event's callbacks, after this trainer's own preparation of an epoch."""
         if event == "on_train_epoch_start":
             self._start_epoch()
+        elif event == "on_train_epoch_end" and self.world_size > 1:
+            # Pending gradients are saved by the first process for all, and what is random, by it for each.
+            average_gradients(self.projectors.parameters())
+            self._randomness = gather(capture_randomness(self.train_loader))
         super().run_callbacks(event)
 
     def label_loss_items(self, loss_items: dict[str, Any] | None = None, prefix: str = "train") -> Any:
@@ -199,7 +202,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
             self.best, self.last = finals
             for partial in partials:
                 partial.unlink(missing_ok=True)
-        write_state(capture_state(self, self.projectors, self._batches_since_step), self.state_file)
+        state = capture_state(self, self.projectors, self._batches_since_step)
+        write_state({**state, "ranks": self._randomness}, self.state_file)
         return True
 
     def final_eval(self) -> None:
@@ -252,7 +256,8 @@ class DistillationTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytic
             self._view_sampler.next_epoch = self.epoch
         if self._resumed is not None:
             restore_gradients(self, self.projectors, self._resumed)
-            restore_randomness(loader, self._resumed)
+            others = self._resumed.get("ranks", [])
+            restore_randomness(loader, others[RANK] if 0 < RANK < len(others) else self._resumed)
             self._batches_since_step = self._resumed["batches_since_step"]
             self._catching_up = True
             self._resumed = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from ultralytics import YOLO
+from ultralytics.utils import RANK
 from ultralytics.utils import callbacks as ultralytics_callbacks
 from ultralytics.utils.torch_utils import select_device, strip_optimizer
 
@@ -22,6 +24,7 @@ from distill.console import log_epoch
 from distill.data import DataSet, open_data_set
 from distill.errors import DistillError
 from distill.publish import publish_student
+from distill.ranks import FIRST, check_ranks, named_loss, own_devices
 from distill.recipe import Recipe, read_recipe, write_recipe
 from distill.schedules import parse_schedule
 from distill.state import STATE_FILE, read_state
@@ -61,6 +64,8 @@ def new_run(recipe: Recipe, data: DataSet, out: Path) -> Path:
         DistillError: when teacher, student and data do not go together, or the training fails.
     """
     check_run(recipe, data)
+    if not FIRST:
+        return begin(recipe, data, out)
     out.mkdir(parents=True)
     try:
         write_recipe(recipe, out)
@@ -77,6 +82,7 @@ def check_run(recipe: Recipe, data: DataSet) -> None:
         DistillError: when the device is not here, or teachers, student and data do not fit each other.
     """
     check_device(recipe.device)
+    check_ranks(recipe.batch, recipe.device)
     student = student_model(recipe.student, data.description)
     for teacher in recipe.teachers:
         check_pair(load_weights(Path(teacher.path), "teacher"), student, data.description)
@@ -110,10 +116,12 @@ def go_on(recipe: Recipe, data: DataSet, out: Path, *, device: str | None, worke
     check_device(recipe.device if device is None else device)
     state = read_state(out / "train" / "weights" / STATE_FILE)
     if state["finished"]:
+        if RANK != -1:
+            raise DistillError(f"{out} has no epoch left to train: resume it in one process, without torchrun")
         return _finish(out, recipe, data, _validate(recipe, out))
     settings = _settings(recipe, out)
     settings |= {"resume": str(out / "train" / "weights" / "last.pt"), "save_dir": str((out / "train").resolve())}
-    settings |= {"device": device} if device is not None else {}
+    settings |= {"device": own_devices(device)} if device is not None else {}
     settings |= {"workers": workers} if workers is not None else {}
     return _finish(out, recipe, data, _train(recipe, out, settings))
 
@@ -176,7 +184,7 @@ def _settings(recipe: Recipe, out: Path) -> dict[str, Any]:
         "imgsz": recipe.imgsz,
         "batch": recipe.batch,
         "seed": recipe.seed,
-        "device": recipe.device,
+        "device": own_devices(recipe.device),
         "workers": recipe.workers,
         "project": str(out.resolve()),
         "name": "train",
@@ -203,7 +211,8 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
     trainer = DistillationTrainer(overrides=settings, _callbacks=attached)
     torch.set_num_threads(_THREADS)  # choosing the CPU, ultralytics 8.4 leaves one core idle: half of a two-core board
     try:
-        trainer.train()
+        with named_loss(f"continue with --resume {shlex.quote(str(out))} in all"):
+            trainer.train()
     except torch.cuda.OutOfMemoryError as error:
         raise DistillError(
             f"out of GPU memory at batch {recipe.batch}, {recipe.imgsz} px: start again with a smaller --batch"
@@ -212,6 +221,8 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
         raise DistillError(
             f"a process of the multi-GPU training ended with code {error.returncode}: its own error is above"
         ) from error
+    if not FIRST:
+        return {}
     if trainer.ddp:  # trained in other processes: their best epoch's metrics are in the checkpoint
         best = torch.load(out / "train" / "weights" / "best.pt", map_location="cpu", weights_only=False)
         return _named(best["train_metrics"])
@@ -220,6 +231,8 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
 
 def _finish(out: Path, recipe: Recipe, data: DataSet, metrics: Mapping[str, float]) -> Path:
     """Publish the student and drop the state, which nobody needs any more."""
+    if not FIRST:
+        return out / "student" / "student.json"
     weights = out / "train" / "weights"
     best = weights / "best.pt"
     if not best.exists():

@@ -17,6 +17,7 @@ try:
     from distill.errors import DistillError
     from distill.loss_recipes import DEFAULT_RECIPE, known_recipes, read_loss_recipe
     from distill.losses import LOSSES, parse_losses
+    from distill.ranks import FIRST, agreed_folder
     from distill.recipe import Recipe, TeacherFile, read_recipe
     from distill.schedules import parse_schedule
     from distill.settings import parse_settings
@@ -69,11 +70,13 @@ class _Run:
             recipe = read_recipe(args.resume)
             _refuse_other_values(args, recipe)
             resume = resume_chain if recipe.assistants else resume_run
-            self.described = resume(args.resume, teacher=args.teacher, device=args.device, workers=args.workers)
+            done = resume(args.resume, teacher=args.teacher, device=args.device, workers=args.workers)
+            self.described = done if FIRST else None
             return
         recipe, data = new_recipe(args)
-        self._out = new_run_folder(args.out, Path(recipe.student).stem)
-        self.described = (new_chain if recipe.assistants else new_run)(recipe, data, self._out)
+        self._out = agreed_folder(args.out, recipe) or new_run_folder(args.out, Path(recipe.student).stem)
+        done = (new_chain if recipe.assistants else new_run)(recipe, data, self._out)
+        self.described = done if FIRST else None
 
     def how_to_continue(self) -> str:
         """The end of the sentence that begins with ``interrupted``."""

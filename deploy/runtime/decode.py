@@ -14,6 +14,7 @@ from deploy.bundle import Manifest
 from deploy.runtime.nms import MAX_CANDIDATES
 from deploy.runtime.tensors import Outputs, RawTensor
 
+_LARGEST_EXPONENT = 88.0  # of e, in 32 bits
 _OUTWARDS = np.array([[-1.0], [1.0]], np.float32)  # of a box's two corners
 
 
@@ -106,20 +107,25 @@ class Head:
         found = [(level, cells) for level, cells in hits if len(cells)] or hits[:1]
         logits = _joined([tensors[level.classes].at(cells) for level, cells in found])
         if multi_label:
-            rows, class_ids = np.nonzero(logits > np.float32(least))
+            rows, class_ids = (logits > np.float32(least)).nonzero()
+            logits = logits[rows, class_ids]
         else:
             rows, class_ids = np.arange(len(logits)), logits.argmax(axis=1)
-        scores = _sigmoid(logits[rows, class_ids])
+            logits = np.maximum.reduce(logits, axis=1)
+        scores = _sigmoid(logits, least)
         kept = _chosen(scores, conf)
-        anchors = self._anchors[_joined([cells + level.first for level, cells in found])]
+        if len(kept) < len(scores):
+            rows, scores, class_ids = rows[kept], scores[kept], class_ids[kept]
+        anchors = self._anchors.take(_joined([cells + level.first for level, cells in found]), axis=0)
+        masks = [tensors[level.mask].at(cells) for level, cells in found if level.mask is not None]
         return Survivors(
             _joined([tensors[level.box].at(cells) for level, cells in found]),
             anchors[:, :2],
             anchors[:, 2:],
-            self._masks(tensors, found),
-            rows[kept],
-            scores[kept],
-            class_ids[kept],
+            _joined(masks) if masks else anchors[:, :0],
+            rows,
+            scores,
+            class_ids,
         )
 
     def decode(self, survivors: Survivors) -> Candidates:
@@ -129,25 +135,25 @@ class Head:
         bins of a softmax (Generalized Focal Loss, Li et al. 2020, equation 3), times the stride. A cell whose
         box is not finite makes no candidate.
         """
-        sides = survivors.box_logits.reshape(-1, self._reg_max)
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is dropped below
-            weights = np.exp(sides - np.maximum.reduce(sides, axis=1, keepdims=True))
-            moments = (weights @ self._moments).reshape(-1, 2, 2, 2)
-            distances = moments[..., 0] / moments[..., 1]  # (cells, the corner, its x and y)
-            boxes = survivors.centres[:, None] + distances * _OUTWARDS
-            boxes = (boxes * survivors.strides[:, None]).reshape(-1, 4)
-            finite = math.isfinite(np.add.reduce(boxes, axis=None))
         rows, scores, class_ids = survivors.rows, survivors.scores, survivors.class_ids
-        if not finite:
+        if _tame(survivors.box_logits):  # then all boxes are finite
+            boxes = self._boxes(survivors)
+        else:
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is dropped below
+                boxes = self._boxes(survivors)
             kept = np.isfinite(boxes[rows]).all(axis=1)
             rows, scores, class_ids = rows[kept], scores[kept], class_ids[kept]
-        return Candidates(boxes[rows], scores, class_ids, survivors.mask_coefficients[rows])
+        return Candidates(boxes.take(rows, axis=0), scores, class_ids, survivors.mask_coefficients.take(rows, axis=0))
 
-    def _masks(
-        self, tensors: Sequence[RawTensor], found: Sequence[tuple[_Level, NDArray[np.int64]]]
-    ) -> NDArray[np.float32]:
-        parts = [tensors[level.mask].at(cells) for level, cells in found if level.mask is not None]
-        return _joined(parts) if parts else np.zeros((sum(len(cells) for _, cells in found), 0), np.float32)
+    def _boxes(self, survivors: Survivors) -> NDArray[np.float32]:
+        """(m, 4): the box of each cell."""
+        sides = survivors.box_logits.reshape(-1, self._reg_max)
+        weights = np.exp(sides - np.maximum.reduce(sides, axis=1, keepdims=True))
+        moments = (weights @ self._moments).reshape(-1, 2, 2, 2)
+        distances = moments[..., 0] / moments[..., 1]  # (cells, the corner, its x and y)
+        boxes: NDArray[np.float32] = survivors.centres[:, None] + distances * _OUTWARDS
+        boxes *= survivors.strides[:, None]
+        return boxes.reshape(-1, 4)
 
 
 def decode(outputs: Outputs, manifest: Manifest, conf: float, multi_label: bool) -> Candidates:
@@ -174,9 +180,20 @@ def _chosen(scores: NDArray[np.float32], conf: float) -> NDArray[np.int64]:
     return kept
 
 
-def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sigmoid(logits: NDArray[np.float32], least: float) -> NDArray[np.float32]:
+    """Scores of logits, all of them above `least` or NaN."""
+    if least > -_LARGEST_EXPONENT and _tame(logits):
+        return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
+
+
+def _tame(values: NDArray[np.float32]) -> bool:
+    """Whether all are numbers that can be told from infinity when they are squared: of these numpy remarks nothing.
+
+    Asked in order not to set numpy's error state, which takes as long as the arithmetic on a few cells.
+    """
+    return math.isfinite(np.vdot(values, values))
 
 
 def _logit(probability: float) -> float:

@@ -129,7 +129,8 @@ class Detector:
         decoded = read_image(image) if isinstance(image, (str, Path)) else image
         with self._lock:
             if self._buffer is None:
-                self._buffer = self.new_buffer()
+                own_buffer = getattr(self.engine, "own_buffer", None)
+                self._buffer = (own_buffer() if own_buffer else None) or self.new_buffer()
             pixels, geometry = self.preprocess(decoded, self._buffer)
             return select(self.run(pixels)), geometry
 
@@ -182,10 +183,12 @@ class Detector:
         """Decode and suppress what `select` left, and map it to source-image pixels."""
         found = self._head.decode(survivors)
         kept = nms(found.boxes_xyxy, found.scores, found.class_ids, self.iou, self.max_det)
-        return Detections(geometry.to_source(found.boxes_xyxy[kept]), found.scores[kept], found.class_ids[kept])
+        boxes = geometry.to_source(found.boxes_xyxy.take(kept, axis=0))
+        return Detections(boxes, found.scores.take(kept), found.class_ids.take(kept))
 
     def close(self) -> None:
         """Free the engine."""
+        self._buffer = None  # perhaps the engine's own memory
         self.engine.close()
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deploy.bundle import ENGINES, Bundle
 from deploy.errors import BundleError, EngineError, EngineNotInstalledError
+from deploy.runtime.letterbox import InputBuffer
 from deploy.runtime.options import Options, chosen_options
 from deploy.runtime.tensors import RawTensor, check_pixels
 
@@ -56,6 +57,13 @@ class RawEngine(Engine, Protocol):
 
         Raises:
             EngineError: `pixels` is of another shape or type.
+        """
+
+    def own_buffer(self) -> InputBuffer | None:
+        """The engine's input to letterbox images into; None if it has none in which pixels could lie.
+
+        Its `pixels`, given to `run`, are neither checked nor copied. They are in the engine's own form, and there is
+        one such buffer: it is for whoever makes one image ready and runs it before the next.
         """
 
 

@@ -41,34 +41,45 @@ class Letterbox:
         return boxes
 
     @functools.cached_property
-    def _to_source(self) -> NDArray[np.float32]:
-        """(3, 4): of each side of a box the border before it, the gain and the largest place."""
+    def _to_source(self) -> tuple[NDArray[np.float32], ...]:
+        """Three times (4,): of each side of a box the border before it, the gain and the largest place."""
         sides = (
             (self.pad_left, self.pad_top),
             (self.gain_x, self.gain_y),
             (self.source_width, self.source_height),
         )
-        return np.array([2 * pair for pair in sides], np.float32)
+        return tuple(np.array([2 * pair for pair in sides], np.float32))
 
 
 class InputBuffer:
     """Memory for one letterboxed image, used over and over. One thread at a time.
 
-    The border is drawn only where the geometry changes, and the image is resized straight into its place.
+    The border is drawn only where the image before lay, and the image is resized straight into its place.
     """
 
-    def __init__(self, height: int, width: int, pad_value: int = 114) -> None:
+    def __init__(
+        self, height: int, width: int, pad_value: int = 114, *, memory: NDArray[np.uint8] | None = None, mask: int = 0
+    ) -> None:
         """Take the memory.
 
         Args:
             height: rows of the network's input.
             width: columns of the network's input.
             pad_value: grey level 0..255 of the border.
+            memory: (1, height, width, 3) to use, as an engine's own input; default new memory.
+            mask: every byte is stored with these bits flipped: 0x80 makes pixels an int8 input.
         """
-        self.pixels: NDArray[np.uint8] = np.full((1, height, width, 3), pad_value, np.uint8)
-        self._pad_value = pad_value
-        self._inner = (0, 0, 0, 0)  # top, left, height, width of the image inside; nothing yet
+        self._mask = np.uint8(mask)
+        self._border = np.uint8(pad_value ^ mask)
+        self.pixels: NDArray[np.uint8] = (
+            np.full((1, height, width, 3), self._border, np.uint8) if memory is None else memory
+        )
         self._resizer = Resizer()
+        self.forget()
+
+    def forget(self) -> None:
+        """Somebody else has written into the memory: draw the whole border next time."""
+        self._inner: tuple[int, ...] = (0, 0, *self.pixels.shape[1:3])  # top, left, height, width of the image inside
 
     def fill(self, image: NDArray[np.uint8]) -> Letterbox:
         """Letterbox an image into `pixels`; see `letterbox`.
@@ -77,27 +88,43 @@ class InputBuffer:
             ValueError: the array is no image.
         """
         rows = as_rgb(image)
-        source_height, source_width = rows.shape[:2]
-        height, width = self.pixels.shape[1:3]
-        gain = min(height / source_height, width / source_width)
-        inner_width = max(1, round(source_width * gain))
-        inner_height = max(1, round(source_height * gain))
-        left = round((width - inner_width) / 2 - 0.1)
-        top = round((height - inner_height) / 2 - 0.1)
-        if self._inner != (top, left, inner_height, inner_width):
-            self._draw_border(top, left, inner_height, inner_width)
-        self._resizer.resize_into(rows, self.pixels[0, top : top + inner_height, left : left + inner_width])
-        return Letterbox(
-            inner_width / source_width, inner_height / source_height, left, top, source_width, source_height
-        )
+        geometry, inner = _placed(*rows.shape[:2], *self.pixels.shape[1:3])
+        if self._inner != inner:
+            self._draw_border(*inner)
+        top, left, height, width = inner
+        place = self.pixels[0, top : top + height, left : left + width]
+        if self._mask and rows.shape == place.shape:
+            np.bitwise_xor(rows, self._mask, out=place)
+            return geometry
+        self._resizer.resize_into(rows, place)
+        if self._mask:
+            np.bitwise_xor(place, self._mask, out=place)
+        return geometry
 
     def _draw_border(self, top: int, left: int, height: int, width: int) -> None:
+        """Make border of what the image before covers and the next one, inside these bounds, will not."""
         pixels = self.pixels[0]
-        pixels[:top] = self._pad_value
-        pixels[top + height :] = self._pad_value
-        pixels[top : top + height, :left] = self._pad_value
-        pixels[top : top + height, left + width :] = self._pad_value
+        above, before, rows, columns = self._inner
+        below, behind = above + rows, before + columns
+        pixels[above : min(top, below)] = self._border
+        pixels[max(top + height, above) : below] = self._border
+        pixels[above:below, before : min(left, behind)] = self._border
+        pixels[above:below, max(left + width, before) : behind] = self._border
         self._inner = (top, left, height, width)
+
+
+@functools.lru_cache(maxsize=64)  # the images of a folder are of a few sizes in turn
+def _placed(source_height: int, source_width: int, height: int, width: int) -> tuple[Letterbox, tuple[int, ...]]:
+    """Geometry of an image in an input of `height` x `width`, and top, left, height and width that it covers there."""
+    gain = min(height / source_height, width / source_width)
+    inner_width = max(1, round(source_width * gain))
+    inner_height = max(1, round(source_height * gain))
+    left = round((width - inner_width) / 2 - 0.1)
+    top = round((height - inner_height) / 2 - 0.1)
+    geometry = Letterbox(
+        inner_width / source_width, inner_height / source_height, left, top, source_width, source_height
+    )
+    return geometry, (top, left, inner_height, inner_width)
 
 
 def letterbox(
@@ -139,4 +166,4 @@ def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         )
     if channels == 1:
         return np.broadcast_to(image.reshape(*image.shape[:2], 1), (*image.shape[:2], 3))
-    return image[..., :3]
+    return image if channels == 3 else image[..., :3]

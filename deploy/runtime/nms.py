@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,56 +33,52 @@ def nms(
     Returns:
         Indices of the kept boxes, best score first, at most `max_det`.
     """
-    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    order = (-scores).argsort(kind="stable")[:MAX_CANDIDATES]
     if len(order) < 2:
         return order
-    # One coordinate at a time: long inner loops over contiguous memory, no axis of length 2 or 4.
-    sides, classes = boxes_xyxy.take(order, axis=0).T.copy(), class_ids.take(order)
-    kept = _greedy(_overlaps(sides[:, :_BLOCK], classes[:_BLOCK], sides[:, :_BLOCK], classes[:_BLOCK], iou))
+    boxes = _Boxes(boxes_xyxy.take(order, axis=0), class_ids.take(order))
+    kept = _greedy(boxes.overlaps(slice(_BLOCK), slice(_BLOCK), iou))
     for start in range(_BLOCK, len(order), _BLOCK):
         if len(kept) >= max_det:
             break
         block = np.arange(start, min(start + _BLOCK, len(order)))
-        before = _overlaps(sides[:, kept], classes[kept], sides[:, block], classes[block], iou)
-        block = block[~before.any(axis=0)]
-        within = _overlaps(sides[:, block], classes[block], sides[:, block], classes[block], iou)
-        kept = np.concatenate([kept, block[_greedy(within)]])
+        block = block[~boxes.overlaps(kept, block, iou).any(axis=0)]
+        kept = np.concatenate([kept, block[_greedy(boxes.overlaps(block, block, iou))]])
     return order[kept[:max_det]]
+
+
+class _Boxes:
+    """Boxes, best score first."""
+
+    def __init__(self, boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int64]) -> None:
+        # One coordinate at a time: long inner loops over contiguous memory, no axis of length 2 or 4.
+        self._corners = boxes_xyxy.T.reshape(2, 2, -1)  # left and top, right and bottom
+        sizes = self._corners[1] - self._corners[0]
+        self._areas = sizes[0] * sizes[1]
+        self._class_ids = class_ids
+
+    def overlaps(self, own: Any, other: Any, iou: float) -> NDArray[np.bool_]:
+        """(n, m) matrix: same class and intersection over union above `iou`; of a slice or indices (n,) and (m,)."""
+        (lows, highs), (other_lows, other_highs) = self._corners[:, :, own, None], self._corners[:, :, None, other]
+        extents = np.minimum(highs, other_highs)
+        extents -= np.maximum(lows, other_lows)
+        np.maximum(extents, 0, out=extents)
+        intersection = np.multiply(extents[0], extents[1], out=extents[0])
+        union = self._areas[own, None] + self._areas[other]
+        union -= intersection
+        union *= np.float32(iou)
+        overlaps: NDArray[np.bool_] = intersection > union
+        overlaps &= self._class_ids[own, None] == self._class_ids[other]
+        return overlaps
 
 
 def _greedy(overlaps: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Which of n boxes in order of score survive, given the (n, n) matrix of who overlaps whom too much."""
-    packed = np.packbits(overlaps, axis=1, bitorder="little")
-    rows, size = packed.tobytes(), packed.shape[1]
+    rows, size = overlaps.tobytes(), len(overlaps)
     kept: list[int] = []
-    dropped = 0  # a set of bits; whole rows of the matrix are added at once
-    for row in range(len(overlaps)):
-        if not dropped >> row & 1:
+    dropped = 0  # a set, one byte for each; whole rows of the matrix are added at once
+    for row in range(size):
+        if not dropped >> 8 * row & 1:
             kept.append(row)
             dropped |= int.from_bytes(rows[row * size : (row + 1) * size], "little")
     return np.array(kept, np.int64)
-
-
-def _overlaps(
-    own: NDArray[np.float32],
-    classes: NDArray[np.int64],
-    other: NDArray[np.float32],
-    other_classes: NDArray[np.int64],
-    iou: float,
-) -> NDArray[np.bool_]:
-    """(n, m) matrix: same class and intersection over union above `iou`; of sides (4, n) and (4, m)."""
-    left, top, right, bottom = own[:, :, None]
-    other_left, other_top, other_right, other_bottom = other
-    width = np.minimum(right, other_right)
-    width -= np.maximum(left, other_left)
-    height = np.minimum(bottom, other_bottom)
-    height -= np.maximum(top, other_top)
-    np.maximum(width, 0, out=width)
-    np.maximum(height, 0, out=height)
-    intersection = np.multiply(width, height, out=width)
-    union = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
-    union -= intersection
-    union *= np.float32(iou)
-    overlaps: NDArray[np.bool_] = intersection > union
-    overlaps &= classes[:, None] == other_classes
-    return overlaps

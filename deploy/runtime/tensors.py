@@ -56,7 +56,10 @@ class RawTensor:
     def at(self, cells: NDArray[np.int64]) -> NDArray[np.float32]:
         """The given cells as (n, channels) float32 real values, in memory of their own."""
         matrix = self.matrix
-        return self._real(matrix.take(cells, axis=1).T if self.channels_first else matrix.take(cells, axis=0))
+        taken = matrix.take(cells, axis=1).T if self.channels_first else matrix.take(cells, axis=0)
+        if self.scale and matrix.itemsize == 1:
+            return self._reals.take(taken.view(np.uint8))
+        return self._real(taken)
 
     def cells(self) -> NDArray[np.float32]:
         """All cells, row by row, as (H * W, C) float32; (1, C) of an "NC" tensor. May be a view."""
@@ -69,23 +72,50 @@ class RawTensor:
         """
         matrix = self.matrix
         if self.scale:
-            bound = _first_above(self.values.dtype, self.scale, self.zero_point, least)
-            if bound is None:
-                return np.zeros(0, np.int64)
-            marks = matrix >= bound
+            compare: Any = np.greater_equal
+            bound = _first_above(matrix.dtype, self.scale, self.zero_point, least)
         else:
-            marks = matrix > _rounded_down(matrix.dtype, least)
-        # Few are found by memchr (`bytes.find`): among 128 000 in 3 us on one x86 core, by `nonzero` in 16 us.
-        row_by_row = marks.tobytes()
-        columns = matrix.shape[1]
+            compare, bound = np.greater, _rounded_down(matrix.dtype, least)
+        if bound is None:
+            return np.zeros(0, np.int64)
+        row_by_row, marks = memory = self._memory_for_marks()
+        compare(matrix, bound, out=marks)
+        cells = self._few(row_by_row)
+        found = np.flatnonzero(marks.any(axis=0 if self.channels_first else 1)) if cells is None else cells
+        self._spare.append(memory)
+        return found
+
+    def _few(self, row_by_row: bytearray) -> NDArray[np.int64] | None:
+        """Cells with a mark, found by memchr (`bytearray.find`); None if they are many, for which that is slow.
+
+        Among 128 000 marks few are found in 3 us on one x86 core, by `nonzero` in 16 us.
+        """
+        columns = self.matrix.shape[1]
         cells: set[int] = set()
         at = row_by_row.find(1)
         while at >= 0:
             if len(cells) == _FEW:
-                return np.flatnonzero(marks.any(axis=0 if self.channels_first else 1))
+                return None
             cells.add(at % columns if self.channels_first else at // columns)
             at = row_by_row.find(1, at + 1)
         return np.array(sorted(cells), np.int64)
+
+    def _memory_for_marks(self) -> tuple[bytearray, NDArray[np.bool_]]:
+        """A byte for each number of `matrix`, and the same memory as an array: that of another call, if it is done."""
+        try:
+            return self._spare.pop()
+        except IndexError:  # the first, or several threads look at once
+            row_by_row = bytearray(self.matrix.size)
+            return row_by_row, np.frombuffer(row_by_row, np.bool_).reshape(self.matrix.shape)
+
+    @functools.cached_property
+    def _spare(self) -> list[tuple[bytearray, NDArray[np.bool_]]]:
+        return []
+
+    @functools.cached_property
+    def _reals(self) -> NDArray[np.float32]:
+        """(256,): the real value of each byte that a quantized value of 8 bits may be."""
+        return _dequantized(np.arange(256, dtype=np.uint8).view(self.matrix.dtype), self.scale, self.zero_point)
 
     def _real(self, values: NDArray[Any]) -> NDArray[np.float32]:
         if not self.scale:

@@ -130,6 +130,25 @@ def test_the_models_own_tensors_say_the_same_numbers(bundle: Bundle, engine: Raw
     assert all((raw.values.dtype == np.int8) == quantized for raw in engine.run(pixels))
 
 
+def test_an_image_letterboxed_into_the_engines_own_input_gives_the_same_numbers(
+    bundle: Bundle, engine: RawEngine, pixels: np.ndarray
+) -> None:
+    own = engine.own_buffer()
+    assert (own is not None) == (bundle.manifest.engine == "tflite" and bundle.manifest.input.dtype == "int8")
+    if own is None:
+        return
+    random = np.random.default_rng(5)
+    for height, width in ((40, 90), (40, 90), (96, 96), (90, 40), (20, 30), (90, 40)):
+        image = random.integers(0, 256, (height, width, 3), np.uint8)
+        expected = engine.infer(letterbox(image, 96, 96)[0])
+        if width > height:
+            engine.infer(pixels)  # it overwrites what of the own input no image covers
+        for _ in range(2):  # the second time the border must have outlived a run
+            own.fill(image)
+            for met, one in zip(engine.run(own.pixels), expected, strict=True):
+                np.testing.assert_array_equal(met.cells(), one)
+
+
 def test_what_infer_gave_stays_when_the_next_image_runs(engine: Engine, pixels: np.ndarray) -> None:
     first = engine.infer(pixels)
     copies = [output.copy() for output in first]

@@ -1,8 +1,9 @@
-"""What engines answer where the runtime that they need is missing or does not fit."""
+"""What engines answer where their runtime is missing or does not fit, and what they ask of it."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,8 @@ import pytest
 from deploy.bundle import Bundle, InputSpec, Manifest
 from deploy.errors import EngineNotInstalledError
 from deploy.runtime import load_engine
-from deploy.runtime.engines import tflite
+from deploy.runtime.engines import openvino, tflite
+from deploy.runtime.options import chosen_options
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert", "ncnn": "ncnn"}
 
@@ -48,6 +50,37 @@ def test_a_runtime_that_cannot_be_imported_is_named_with_the_reason(
     assert shown in message
     assert "\n" not in message
     assert message.endswith(f": pip install {PACKAGES[engine]}")
+
+
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "lesser", "asked", "hint"),
+    [
+        ("int8", ["FP32", "BF16", "INT8"], "", "bundle", "bf16"),
+        ("int8", ["FP32", "INT8"], "", "bundle", "f32"),  # an older x86 processor
+        ("int8", ["FP32", "FP16", "INT8"], "", "bundle", "f32"),  # ARM
+        ("int8", ["FP32", "BF16", "INT8"], "AVX2_VNNI", "bundle", "f32"),
+        ("int8", ["FP32", "BF16", "INT8"], "", "f32", "f32"),
+        ("fp32", ["FP32", "BF16", "INT8"], "", "bundle", "f32"),
+        ("w8", ["FP32", "BF16", "INT8"], "", "bundle", "f32"),
+        ("bf16", ["FP32", "BF16", "INT8"], "", "bundle", "bf16"),
+        ("fp16", ["FP32"], "", "bundle", "f16"),
+        ("fp32", ["FP32"], "", "bf16", "bf16"),
+    ],
+)
+def test_openvino_is_asked_for_bf16_in_place_of_float_by_int8_bundles_where_the_processor_has_it(
+    precision: str, capabilities: list[str], lesser: str, asked: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", lesser)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            return capabilities if (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES") else []
+
+    bundle = _bundle("openvino")
+    bundle = Bundle(bundle.path, replace(bundle.manifest, precision=precision))
+    options = chosen_options("openvino", {}, {"inference_precision": asked})
+    assert openvino.settings(Core(), bundle, 2, options)["INFERENCE_PRECISION_HINT"] == hint
 
 
 @pytest.mark.parametrize("numpy_version", ["2.0.0", "2.4.6", "10.0.0rc1"])

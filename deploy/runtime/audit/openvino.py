@@ -45,9 +45,10 @@ def executed(bundle: Bundle, threads: int, options: Options, pixels: NDArray[np.
     except ImportError as error:
         raise not_installed(bundle, "openvino", error) from error
     version = str(openvino.__version__).split("-")[0]
-    config = {**settings(bundle, threads, options), "PERF_COUNT": True}
+    core = openvino.Core()
+    config = {**settings(core, bundle, threads, options), "PERF_COUNT": True}
     try:
-        compiled = openvino.Core().compile_model(str(bundle.model_path), "CPU", config)
+        compiled = core.compile_model(str(bundle.model_path), "CPU", config)
         request = compiled.create_infer_request()
         fill_input(pixels, bundle.manifest.input, request.get_input_tensor().data)
         for _ in range(runs):

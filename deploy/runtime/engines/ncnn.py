@@ -64,6 +64,9 @@ class NcnnEngine:
         values = self._extracted()
         return tuple(RawTensor(values[output.name], output.layout) for output in self._outputs)
 
+    def own_buffer(self) -> None:
+        """None: see `deploy.runtime.RawEngine.own_buffer`."""
+
     def facts(self) -> Mapping[str, Any]:
         """Library, version, threads, precision asked, that of what is not quantized asked and executed, options."""
         return self._facts

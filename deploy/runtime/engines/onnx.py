@@ -88,6 +88,9 @@ class OnnxEngine:
         self._session.run_with_iobinding(self._binding)
         return self._outputs
 
+    def own_buffer(self) -> None:
+        """None: see `deploy.runtime.RawEngine.own_buffer`."""
+
     def facts(self) -> Mapping[str, Any]:
         """Library, version, threads, provider, precision asked, options."""
         return self._facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from deploy.runtime.options import Options
 from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_input, takes_pixels
 
 # Left alone, OpenVINO runs a float model in bf16 on x86 with AMX and in fp16 on ARM: say what is meant.
-_PRECISION_HINTS = {"fp16": "f16", "bf16": "bf16"}  # of the layers that are not quantized; f32 for all others
+_PRECISION_HINTS = {"fp16": "f16", "bf16": "bf16"}  # of the layers that are not quantized; for others `_float_hint`
+_LESSER_CPU = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment variables that make oneDNN play a lesser one
 
 
 def load(bundle: Bundle, threads: int, options: Options) -> OpenvinoEngine:
@@ -34,10 +36,11 @@ class OpenvinoEngine:
         except ImportError as error:
             raise not_installed(bundle, "openvino", error) from error
         version = str(openvino.__version__).split("-")[0]
-        config = settings(bundle, threads, options)
+        core = openvino.Core()
+        config = settings(core, bundle, threads, options)
         cache = _cache(bundle, version, config) if options["model_cache"] else None
         try:
-            compiled = _compiled(openvino.Core(), bundle.model_path, cache, config)
+            compiled = _compiled(core, bundle.model_path, cache, config)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO {version} refuses {bundle.model_path}: {reason(error)}") from error
         check_tensors(bundle, _shapes(compiled.inputs), _shapes(compiled.outputs))
@@ -75,6 +78,9 @@ class OpenvinoEngine:
         self._request.wait()
         return self._outputs
 
+    def own_buffer(self) -> None:
+        """None: see `deploy.runtime.RawEngine.own_buffer`."""
+
     def facts(self) -> Mapping[str, Any]:
         """Library, version, threads, precision asked, and its hint asked and executed, streams, options."""
         return self._facts
@@ -93,17 +99,29 @@ class OpenvinoEngine:
             self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))
 
 
-def settings(bundle: Bundle, threads: int, options: Options) -> dict[str, Any]:
-    """What OpenVINO is asked for, by the names of its properties."""
+def settings(core: Any, bundle: Bundle, threads: int, options: Options) -> dict[str, Any]:
+    """What OpenVINO is asked for, by the names of its properties; `core` is an `openvino.Core`."""
     asked = options["inference_precision"]
     if asked == "bundle":
-        asked = _PRECISION_HINTS.get(bundle.manifest.precision, "f32")
+        asked = _PRECISION_HINTS.get(bundle.manifest.precision) or _float_hint(core, bundle.manifest.precision)
     return {
         "PERFORMANCE_HINT": str(options["hint"]).upper(),
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": options["streams"],
         "INFERENCE_PRECISION_HINT": asked,
     }
+
+
+def _float_hint(core: Any, precision: str) -> str:
+    """What the layers that are not quantized are computed in if nobody says.
+
+    bf16 in an int8 bundle, whose values have 8 bits anyway, where the processor has instructions for it; f32 wherever
+    float32 is meant. oneDNN that plays a lesser processor (AVX2) gives NaN for bf16 (OpenVINO 2026.4), though OpenVINO
+    goes on to say that the processor has it.
+    """
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    lesser = any(os.environ.get(name) for name in _LESSER_CPU)
+    return "bf16" if precision == "int8" and has_bf16 and not lesser else "f32"
 
 
 def _cache(bundle: Bundle, version: str, config: Mapping[str, Any]) -> ModelCache | None:

@@ -128,13 +128,12 @@ class DistillationCriterion:
         self.loudness = loudness
 
     def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (loss vector of box, cls, dfl and one element per distillation loss, its named parts)."""
+        """Return (loss vector of the label losses and one element per distillation loss, its named parts)."""
         if isinstance(outputs, tuple):  # evaluation: (decoded, raw); the teacher has no part in it
             plain: tuple[Tensor, dict[str, Tensor]] = self.plain(outputs, batch)
             return plain
         images = batch["img"].shape[0]
-        # What self.plain(outputs, batch) does, but keeping the assignment.
-        targets, loss, parts = self.plain.get_assigned_targets_and_loss(outputs, batch)
+        loss, parts, targets = self._plain_and_assignment(outputs, batch)
         student = Activations.of_head(outputs, _assigned_boxes(targets, self.plain.reg_max))
         factor = self.loudness()
         if factor:
@@ -145,8 +144,27 @@ class DistillationCriterion:
             }
         else:  # the columns stay, the teacher need not run
             distilled = {name: loss.new_zeros(()) for name in self.distillation.weights}
-        total = torch.cat([loss, torch.stack(list(distilled.values()))]) * images
+        total = torch.cat([loss, torch.stack(list(distilled.values())) * images])
         return total, {**parts, **{f"kd_{name}": value.detach() for name, value in distilled.items()}}
+
+    def _plain_and_assignment(
+        self, outputs: Any, batch: Mapping[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+        """What the plain criterion returns, whatever the task, and the assignment that it made on the way."""
+        seen: list[tuple[Tensor, ...]] = []
+        assign = self.plain.get_assigned_targets_and_loss
+
+        def assign_and_keep(*args: Any, **kwargs: Any) -> Any:
+            result = assign(*args, **kwargs)
+            seen.append(tuple(tensor.clone() for tensor in result[0]))  # ultralytics' keypoint loss divides in place
+            return result
+
+        self.plain.get_assigned_targets_and_loss = assign_and_keep
+        try:
+            loss, parts = self.plain(outputs, batch)
+        finally:
+            del self.plain.get_assigned_targets_and_loss  # the class's own again
+        return loss, parts, seen[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy of the plain criterion."""

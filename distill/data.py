@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class DataSet:
         train_images: number of training images.
         train_sha256: SHA-256 over the training images' relative paths, sizes in bytes and labels.
         val_sha256: the same of the validation images.
+        polygons: how many labels outline their object, training and validation.
     """
 
     yaml: Path
@@ -46,6 +48,7 @@ class DataSet:
     train_images: int
     train_sha256: str
     val_sha256: str
+    polygons: int = 0
 
 
 def open_data_set(name: str) -> DataSet:
@@ -61,11 +64,13 @@ def open_data_set(name: str) -> DataSet:
         raise DistillError(f"data {name!r}: expected a .yaml file that names train, val and the classes")
     description = _resolve(name)
     names = description["names"]
-    hashes, counts = {}, {}
+    hashes, counts, polygons = {}, {}, 0
     for split in ("train", "val"):
         images = _list_images(description[split], name, split)
-        hashes[split] = _check_and_hash(images, Path(description["path"]).resolve(), len(names))
+        kind = _Labels(len(names), tuple(description.get("kpt_shape") or ()))
+        hashes[split] = _check_and_hash(images, Path(description["path"]).resolve(), kind)
         counts[split] = len(images)
+        polygons += kind.polygons
     return DataSet(
         yaml=Path(description["yaml_file"]).resolve(),
         description=description,
@@ -73,6 +78,7 @@ def open_data_set(name: str) -> DataSet:
         train_images=counts["train"],
         train_sha256=hashes["train"],
         val_sha256=hashes["val"],
+        polygons=polygons,
     )
 
 
@@ -144,7 +150,39 @@ def _read_list(path: Path) -> str:
         raise DistillError(f"list of images {path} is not a text file: expected one path per line, in UTF-8") from error
 
 
-def _check_and_hash(images: list[Path], root: Path, classes: int) -> str:
+class _Labels:
+    """What a line of a label file may be, and how many were outlines.
+
+    A line is a box (class x y w h), an outline (class and three points or more), or, where ``keypoints`` gives number
+    and dimensions of keypoints, a box with those.
+    """
+
+    def __init__(self, classes: int, keypoints: tuple[int, ...]) -> None:
+        self.classes, self.keypoints, self.polygons = classes, keypoints, 0
+
+    def check(self, fields: list[float], where: str) -> None:
+        """Refuse a line of the wrong length, class or coordinates."""
+        class_id, *numbers = fields
+        box = len(fields) == 5 or bool(self.keypoints)
+        if self.keypoints:
+            expected, words = 5 + math.prod(self.keypoints), "class x y w h and the keypoints of kpt_shape"
+            if len(fields) != expected:
+                raise DistillError(f"{where}: {len(fields)} numbers, expected {expected}: {words}")
+            if self.keypoints[1] == 3:
+                points = numbers[4:]
+                numbers = [*numbers[:4], *(v for i, v in enumerate(points) if i % 3 < 2)]
+        elif len(fields) < 5 or (len(fields) > 5 and len(fields) % 2 == 0):
+            raise DistillError(f"{where}: {len(fields)} numbers, expected 5: class x y w h, as fractions of the image")
+        if not (0 <= class_id < self.classes and class_id.is_integer()):
+            raise DistillError(f"{where}: class {class_id:g}, expected 0 to {self.classes - 1} as the data's names say")
+        if bad := next((c for c in numbers if not -_TOLERANCE <= c <= 1 + _TOLERANCE), None):
+            raise DistillError(f"{where}: coordinate {bad:g}, expected fractions of the image from 0 to 1")
+        if box and min(numbers[2:4]) < 0:
+            raise DistillError(f"{where}: size {min(numbers[2:4]):g}, expected a width and height of at least 0")
+        self.polygons += not box
+
+
+def _check_and_hash(images: list[Path], root: Path, kind: _Labels) -> str:
     """Check every label of a split and return the split's hash."""
     digest = hashlib.sha256()
     labels = 0
@@ -153,7 +191,7 @@ def _check_and_hash(images: list[Path], root: Path, classes: int) -> str:
         _check_image(image)
         # Bytes that are no text are no numbers either: the check of the line refuses them.
         text = Path(label).read_text("utf-8-sig", "replace") if Path(label).is_file() else ""
-        labels += _check_label(text.splitlines(), Path(label), classes)
+        labels += _check_label(text.splitlines(), Path(label), kind)
         digest.update(f"{relative.as_posix()}\t{image.stat().st_size}\n{text}\n".encode())
     if not labels:
         raise DistillError(
@@ -189,7 +227,7 @@ def _ends_as_a_jpeg(path: Path) -> bool:
         return file.read() == b"\xff\xd9"
 
 
-def _check_label(lines: Iterable[str], path: Path, classes: int) -> int:
+def _check_label(lines: Iterable[str], path: Path, kind: _Labels) -> int:
     """Check one label file and return its number of objects."""
     objects = 0
     for number, line in enumerate(lines, start=1):
@@ -198,17 +236,10 @@ def _check_label(lines: Iterable[str], path: Path, classes: int) -> int:
             continue
         where = f"label {path}, line {number}"
         try:
-            class_id, *coordinates = (float(field) for field in fields)
+            numbers = [float(field) for field in fields]
         except ValueError as error:
             raise DistillError(f"{where}: {line.strip()[:60]!r} is not numbers: expected class x y w h") from error
-        if len(fields) < 5 or (len(fields) > 5 and len(fields) % 2 == 0):
-            raise DistillError(f"{where}: {len(fields)} numbers, expected 5: class x y w h, as fractions of the image")
-        if not (0 <= class_id < classes and class_id.is_integer()):
-            raise DistillError(f"{where}: class {class_id:g}, expected 0 to {classes - 1} as the data's names say")
-        if bad := next((c for c in coordinates if not -_TOLERANCE <= c <= 1 + _TOLERANCE), None):
-            raise DistillError(f"{where}: coordinate {bad:g}, expected fractions of the image from 0 to 1")
-        if len(fields) == 5 and min(coordinates[2:]) < 0:
-            raise DistillError(f"{where}: size {min(coordinates[2:]):g}, expected a width and height of at least 0")
+        kind.check(numbers, where)
         objects += 1
     return objects
 

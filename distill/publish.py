@@ -79,7 +79,7 @@ def _describe(
     teachers = [_describe_teacher(Path(teacher.path), teacher.sha256) for teacher in recipe.teachers]
     return {
         "schema": _SCHEMA,
-        "task": "detect",
+        "task": recipe.task,
         "student": {
             "file": student.name,
             "sha256": file_sha256(student),

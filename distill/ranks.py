@@ -14,7 +14,7 @@ from torch import distributed, nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOCAL_RANK, RANK
-from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first
+from ultralytics.utils.torch_utils import TORCH_2_13, strip_optimizer, torch_distributed_zero_first
 
 from distill.errors import DistillError
 from distill.recipe import Recipe
@@ -84,9 +84,8 @@ class RankedTrainer(DetectionTrainer):  # type: ignore[misc]  # ultralytics has 
     def _build_train_pipeline(self) -> None:
         if self._ranks_on_cpu:
             self.world_size, self._ranks_on_cpu = self._ranks_on_cpu, 0
-            self.model = nn.parallel.DistributedDataParallel(
-                self.model, find_unused_parameters=True, broadcast_buffers=False
-            )
+            buffers: Any = {"forward_sync_buffers" if TORCH_2_13 else "broadcast_buffers": False}
+            self.model = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=True, **buffers)
         super()._build_train_pipeline()
 
     def final_eval(self) -> None:

@@ -42,17 +42,18 @@ class Recipe:
         epochs, imgsz, batch, seed: as ultralytics understands them.
         losses: weight of each distillation loss, by name; empty for plain training.
         temperature: T of the losses on logits.
+        task: what the student does, ``detect``, ``segment`` or ``pose``.
         schedule: the factor on all losses by epoch, as ``--schedule`` takes it.
         settings: ultralytics' training settings that differ from its defaults, by name.
         device: as ultralytics understands it; empty chooses.
         workers: data-loading processes.
         combine: how several teachers become one, ``mean`` or ``confidence``.
+        assistants: students of the teachers that teach in their turn, the largest first: each as ``student``.
         teacher_precision, teacher_compile, teacher_imgsz: how teachers are run, as in
             :class:`distill.teacher_options.TeacherOptions`.
         views: how many augmented views of each image there are; 0: none repeats.
         cache: folder where teacher outputs are kept; None: nowhere.
         cache_limit: what that folder may hold, in 10^9 bytes; None: what the disk can.
-        assistants: students of the teachers that teach in their turn, the largest first: each as ``student``.
     """
 
     student: str
@@ -69,14 +70,15 @@ class Recipe:
     device: str
     workers: int
     schedule: str = "constant"
+    task: str = "detect"
     combine: str = "mean"
+    assistants: tuple[str, ...] = ()
     teacher_precision: str = "auto"
     teacher_compile: bool = False
     teacher_imgsz: int | None = None
     views: int = 0
     cache: str | None = None
     cache_limit: float | None = None
-    assistants: tuple[str, ...] = ()
 
     def with_teachers(self, found: Sequence[TeacherFile]) -> Recipe:
         """The same recipe with its teachers found elsewhere, in the same order.

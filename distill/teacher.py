@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import load_checkpoint, yaml_model_load
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, attempt_download_asset
 
 from distill.errors import DistillError
 from distill.losses import Activations, HeadPair
+from distill.tasks import TASKS, task_of_head
 
 __all__ = [
     "Teacher",
@@ -29,6 +29,7 @@ __all__ = [
     "load_teacher",
     "load_weights",
     "student_model",
+    "student_task",
 ]
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Teacher:
             imgsz: longer side in pixels that images are resized to before it sees them; None leaves them as they are.
         """
         fused = model.fuse(verbose=False).eval().requires_grad_(False)  # type: ignore[operator]
-        self.model: nn.Module = fused.to(device=device, dtype=dtype)
+        self.model: nn.Module = _without_masks_and_keypoints(fused).to(device=device, dtype=dtype)
         self.model.model[-1].training = True  # .train() would wake the layers below it too
         self._run: Callable[[torch.Tensor], Any] = self.model
         self._dtype, self._memory_format = dtype, torch.contiguous_format
@@ -86,6 +87,16 @@ class Teacher:
         return Activations.of_head(self._run(seen))
 
 
+def _without_masks_and_keypoints(model: Any) -> Any:
+    """The model without the branches whose outputs no loss reads (ultralytics 8.4 passes over an absent one)."""
+    head = model.model[-1]
+    if hasattr(head, "cv4"):
+        head.cv4 = None
+    if hasattr(head, "proto"):
+        head.proto = nn.Identity()
+    return model
+
+
 @dataclass(frozen=True)
 class _Head:
     """The facts of a detector that a teacher and its student must share, or be bridged by a projector."""
@@ -102,9 +113,10 @@ class _Head:
     def of(cls, model: nn.Module) -> _Head:
         layers: Any = model.model
         head = layers[-1]
+        kind = type(head).__name__
         return cls(
-            kind=type(head).__name__,
-            task=str(getattr(model, "task", "detect")),
+            kind=kind,
+            task=next((t for t, known in TASKS.items() if known.head == kind), str(getattr(model, "task", "other"))),
             end2end=getattr(head, "one2one_cv2", None) is not None,
             strides=tuple(int(s) for s in getattr(head, "stride", ())),
             reg_max=int(getattr(head, "reg_max", 0)),
@@ -176,11 +188,26 @@ def student_model(name: str, data: Mapping[str, Any]) -> nn.Module:
 
     Args:
         name: a ``.pt`` checkpoint to start from, or a ``.yaml`` architecture to train from scratch.
-        data: the data set as ultralytics resolves it (``nc``, ``channels``).
+        data: the data set as ultralytics resolves it (``nc``, ``channels``, of poses ``kpt_shape``).
 
     Raises:
         DistillError: for a file that is missing, damaged or of another kind.
     """
+    config = _student_config(name)
+    return TASKS[task_of_head(config["head"][-1][2], name)].build(config, data)
+
+
+def student_task(name: str) -> str:
+    """The student's task, ``detect``, ``segment`` or ``pose``.
+
+    Raises:
+        DistillError: as :func:`student_model`.
+    """
+    return task_of_head(_student_config(name)["head"][-1][2], name)
+
+
+def _student_config(name: str) -> dict[str, Any]:
+    """The architecture of a student, as its yaml has it."""
     if Path(name).suffix in {".yaml", ".yml"}:
         try:
             config = yaml_model_load(name)
@@ -196,11 +223,7 @@ def student_model(name: str, data: Mapping[str, Any]) -> nn.Module:
         )
     if not isinstance(config, dict) or not {"backbone", "head"} <= config.keys():
         raise DistillError(f"student {name!r} describes no network: expected keys backbone and head")
-    task = config["head"][-1][2]
-    if task not in {"Detect", "v10Detect"}:
-        raise DistillError(f"student {name!r} has a {task} head: expected a detection model such as yolov8n.pt")
-    model: nn.Module = DetectionModel(config, ch=data["channels"], nc=data["nc"], verbose=False)
-    return model
+    return config
 
 
 def check_pair(teacher: nn.Module, student: nn.Module, data: Mapping[str, Any]) -> None:
@@ -217,9 +240,13 @@ def check_pair(teacher: nn.Module, student: nn.Module, data: Mapping[str, Any]) 
     t, s = _Head.of(teacher), _Head.of(student)
     again = "choose a teacher and student of one family, such as yolov8x and yolov8n"
     for model, head in (("teacher", t), ("student", s)):
-        if head.task != "detect" or head.kind != Detect.__name__ or head.end2end:
-            raise DistillError(f"{model} is a {head.task} model with a {head.name}: expected a Detect head; {again}")
+        if head.kind not in {task.head for task in TASKS.values()} or head.end2end:
+            expected = TASKS[s.task if s.task in TASKS else "detect"].head
+            raise DistillError(
+                f"{model} is a {head.task} model with a {head.name}: expected a {expected} head; {again}"
+            )
     for what, theirs, ours in (
+        ("task", t.task, s.task),
         ("strides", t.strides, s.strides),
         ("reg_max", t.reg_max, s.reg_max),
         ("input channels", t.image_channels, s.image_channels),

@@ -28,10 +28,12 @@ from distill.ranks import FIRST, check_ranks, named_loss, own_devices
 from distill.recipe import Recipe, read_recipe, write_recipe
 from distill.schedules import parse_schedule
 from distill.state import STATE_FILE, read_state
+from distill.task_trainers import TRAINERS
+from distill.tasks import TASKS, check_labels
 from distill.teacher import check_pair, load_weights, student_model
 from distill.teacher_arguments import teacher_options
 from distill.teachers import find_teachers
-from distill.trainer import COPY_SUFFIX, DistillationTrainer
+from distill.trainer import COPY_SUFFIX
 
 __all__ = [
     "begin",
@@ -48,7 +50,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _THREADS: Final = torch.get_num_threads()  # every core that this process may use, or what OMP_NUM_THREADS says
-_METRICS: Final = {"map50_95": "metrics/mAP50-95(B)", "map50": "metrics/mAP50(B)"}
 
 
 def new_run(recipe: Recipe, data: DataSet, out: Path) -> Path:
@@ -83,6 +84,7 @@ def check_run(recipe: Recipe, data: DataSet) -> None:
     """
     check_device(recipe.device)
     check_ranks(recipe.batch, recipe.device)
+    check_labels(recipe.task, recipe.student, data)
     student = student_model(recipe.student, data.description)
     for teacher in recipe.teachers:
         check_pair(load_weights(Path(teacher.path), "teacher"), student, data.description)
@@ -177,7 +179,7 @@ def _settings(recipe: Recipe, out: Path) -> dict[str, Any]:
     return {
         **recipe.settings,
         "mode": "train",
-        "task": "detect",
+        "task": recipe.task,
         "model": recipe.student,
         "data": recipe.data,
         "epochs": recipe.epochs,
@@ -208,7 +210,7 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
                 teacher_options(recipe),
             )
         )
-    trainer = DistillationTrainer(overrides=settings, _callbacks=attached)
+    trainer = TRAINERS[recipe.task](overrides=settings, _callbacks=attached)
     torch.set_num_threads(_THREADS)  # choosing the CPU, ultralytics 8.4 leaves one core idle: half of a two-core board
     try:
         with named_loss(f"continue with --resume {shlex.quote(str(out))} in all"):
@@ -225,8 +227,8 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
         return {}
     if trainer.ddp:  # trained in other processes: their best epoch's metrics are in the checkpoint
         best = torch.load(out / "train" / "weights" / "best.pt", map_location="cpu", weights_only=False)
-        return _named(best["train_metrics"])
-    return _named(trainer.metrics)
+        return _named(best["train_metrics"], recipe.task)
+    return _named(trainer.metrics, recipe.task)
 
 
 def _finish(out: Path, recipe: Recipe, data: DataSet, metrics: Mapping[str, float]) -> Path:
@@ -264,8 +266,8 @@ def _validate(recipe: Recipe, out: Path) -> dict[str, float]:
             project=scratch,
             name="val",
         )
-    return _named(result.results_dict)
+    return _named(result.results_dict, recipe.task)
 
 
-def _named(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {ours: round(float(metrics[theirs]), 5) for ours, theirs in _METRICS.items()}
+def _named(metrics: Mapping[str, Any], task: str) -> dict[str, float]:
+    return {ours: round(float(metrics[theirs]), 5) for ours, theirs in TASKS[task].metrics.items()}

@@ -21,6 +21,7 @@ try:
     from distill.recipe import Recipe, TeacherFile, read_recipe
     from distill.schedules import parse_schedule
     from distill.settings import parse_settings
+    from distill.teacher import student_task
     from distill.teacher_arguments import TEACHER_FIELDS, add_teacher_arguments, recipe_fields
     from distill.teachers import COMBINATIONS, find_teachers
     from distill.training import new_run, resumable_epoch, resume_run
@@ -122,6 +123,7 @@ def new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
         teachers=teachers,
         combine=args.combine or "mean",
         assistants=() if args.assistants is None else split_names(args.assistants, "--assistants"),
+        task=student_task(value["student"]),
         data_sha256=data.train_sha256,
         **recipe_fields(args, losses, value["imgsz"]),
     )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from distill.errors import DistillError
 
 __all__ = ["Job", "Runner", "job_command", "run_job", "run_one_by_one"]
 
 log = logging.getLogger(__name__)
+
+_LIBC: Final = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG: Final = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,22 @@ def run_job(job: Job) -> None:
     path = job.out.with_name(f"{job.out.name}.log")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (_root(), os.getenv("PYTHONPATH")) if p)}
     with path.open("ab") as output:
-        code = subprocess.run(job_command(job), stdout=output, stderr=output, env=environment, check=False).returncode
+        code = subprocess.run(
+            job_command(job),
+            stdout=output,
+            stderr=output,
+            env=environment,
+            check=False,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        ).returncode
     if code:
         lines = path.read_text("utf-8", errors="replace").strip().splitlines() or ["nothing printed"]
         raise DistillError(f"{job.name} failed with exit code {code}: {lines[-1].strip()[:300]}; its log is {path}")
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent is killed: resumed elsewhere, two would write in one folder."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _root() -> str:

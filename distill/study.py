@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from distill.arguments import at_least
+from distill.cluster import ray_runner
 from distill.command import run_command
 from distill.data import DataSet, open_data_set
 from distill.errors import DistillError
@@ -154,7 +155,8 @@ def _run(args: argparse.Namespace, command: str) -> None:
         jobs = [study.job(arm, seed, args.out) for seed in range(args.seeds) for arm in arms]
         waiting = [job for job in jobs if job.finished() is None]
         log.info("%d trainings, %d of them finished", len(jobs), len(jobs) - len(waiting))
-        run_one_by_one(waiting, lambda job: _finished(job, write_page))
+        run = run_one_by_one if args.ray is None else ray_runner(args.ray)
+        run(waiting, lambda job: _finished(job, write_page))
     write_page()
 
 
@@ -241,6 +243,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--imgsz", type=whole, default=640, metavar="PX", help="image size (640)")
     add("--batch", type=whole, default=16, metavar="N", help="images per step (16)")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all trainings, as in distill.yolo")
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="spread the trainings over a Ray cluster that shares its files; local starts one",
+    )
     add("--only-report", action="store_true", help="train nothing: write the page of what is finished")
     add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="all trainings (runs/study)")
     add("--report", type=Path, default=Path("runs/study/study.md"), metavar="MD", help="page (runs/study/study.md)")

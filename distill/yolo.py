@@ -174,11 +174,17 @@ def _summary(student: dict[str, Any], folder: Path) -> str:
     teacher = student["teacher"]
     taught = f"taught by {teacher.get('name') or teacher['file']}" if teacher else "no teacher"
     accuracy = student["metrics"]
+    more = "".join(
+        f"{kind:<10}mAP50-95 {accuracy[f'{kind}_map50_95']:.4f}    mAP50 {accuracy[f'{kind}_map50']:.4f}\n"
+        for kind in ("mask", "pose")
+        if f"{kind}_map50" in accuracy
+    )
     return (
         f"student   {folder / student['student']['file']}\n"
         f"          {student['student']['parameters']:,} parameters, {taught}, {student['epochs']} epochs, "
         f"{student['imgsz']} px\n"
         f"mAP50-95  {accuracy['map50_95']:.4f}    mAP50 {accuracy['map50']:.4f}    (ultralytics, validation images)\n"
+        f"{more}"
         f"page      python -m distill.page {shlex.quote(str(folder.parent))}\n"
     )
 

@@ -40,7 +40,7 @@ def compile_openvino(job: Job) -> Compiled:
     # fuses x * sigmoid(x) into one Swish, which the CPU then computes inside the int8 convolution before it. Read as
     # it is, each of the two operations gets quantizers of its own and the int8 network runs a third slower.
     exported, recipe = export_onnx(job.graph, job.imgsz), None
-    model = openvino.convert_model(io.BytesIO(exported.SerializeToString()))
+    model = _converted(exported)
     if job.precision in ("int8", "w8"):
         recipe = job.recipe()
         nodes = onnx_operations(exported, job.graph)
@@ -54,6 +54,25 @@ def compile_openvino(job: Job) -> Compiled:
     except RuntimeError as error:  # its only word for a full disk is "iostream error"
         raise ExportError(f"OpenVINO cannot write into {job.folder.parent} ({error}): is there space left?") from error
     return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs, recipe)
+
+
+def _converted(exported: Any) -> Any:
+    """The OpenVINO model of an `onnx.ModelProto`.
+
+    Raises:
+        ExportError: it has an operation that OpenVINO has not.
+    """
+    import openvino
+    from openvino import frontend
+
+    try:
+        return openvino.convert_model(io.BytesIO(exported.SerializeToString()))
+    except (frontend.OpConversionFailure, frontend.GeneralFailure, frontend.NotImplementedFailure) as error:
+        lines = [line.strip(" -") for line in str(error).splitlines()]  # the first tell where in OpenVINO's source
+        reason = next((line for line in lines if line.startswith("No conversion rule")), lines[-1])
+        raise ExportError(
+            f"the student has an operation that OpenVINO has not ({reason}): replace it in the network, or use a YOLOv8"
+        ) from error
 
 
 def _quantize(model: Any, job: Job, recipe: Recipe, float_operations: list[str]) -> Any:

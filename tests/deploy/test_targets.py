@@ -377,6 +377,35 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert reason in _refusal(deploy.onnx.main, filled, tmp_path / "out/bundle", capfd)
 
 
+# What the tool chain cannot compile ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "operation", "words"),
+    [
+        ("openvino", "det", "the student has an operation that OpenVINO has not (No conversion rule found for operat"),
+        ("onnx", "matrix_exp", "the student has an operation without a form in ONNX opset 17 (Exporting the operator"),
+    ],
+)
+def test_an_operation_that_a_tool_chain_has_not_is_one_line_and_leaves_nothing(
+    name: str, operation: str, words: str, deployed_student, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    unknown = getattr(torch.linalg, operation)
+
+    def odd(_module: torch.nn.SiLU, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(x) + unknown(x[..., :2, :2]).sum()
+
+    monkeypatch.setattr(torch.nn.SiLU, "forward", odd)
+    arguments = ["--student", str(deployed_student.checkpoint), "--imgsz", "64", "--no-verify"]
+    assert _main(name)([*arguments, "--out", str(tmp_path / "out")]) == 1
+    error = capfd.readouterr().err.rstrip().splitlines()
+    assert error[-1].startswith(f"error: {words}")
+    assert not any("Traceback" in line for line in error)
+    assert _left(tmp_path) == []
+
+
 def test_a_student_whose_data_set_is_gone_asks_for_another(deployed_student, tmp_path: Path, capfd) -> None:
     run = tmp_path / "moved"
     shutil.copytree(deployed_student.run, run)

@@ -21,7 +21,7 @@ from distill.teacher_options import TeacherOptions
 from distill.teacher_running import RunningTeacher, run_teachers
 from distill.teachers import TeacherEnsemble
 
-__all__ = ["Distillation", "DistillationCriterion", "PreparedDistillation"]
+__all__ = ["Distillation", "DistillationCriterion", "Loudness", "PreparedDistillation", "assigned_boxes"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ class PreparedDistillation:
     losses: nn.ModuleDict
     weights: dict[str, float]
 
+    @property
+    def learned(self) -> nn.Module:
+        """What trains with the student without being a part of it."""
+        return self.losses
+
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Copy to nothing: a teacher is never duplicated or saved."""
 
@@ -134,7 +139,7 @@ class DistillationCriterion:
             return plain
         images = batch["img"].shape[0]
         loss, parts, targets = self._plain_and_assignment(outputs, batch)
-        student = Activations.of_head(outputs, _assigned_boxes(targets, self.plain.reg_max))
+        student = Activations.of_head(outputs, assigned_boxes(targets, self.plain.reg_max))
         factor = self.loudness()
         if factor:
             teacher = self.distillation.teacher(batch["img"], batch)
@@ -171,7 +176,7 @@ class DistillationCriterion:
         return deepcopy(self.plain, memo)
 
 
-def _assigned_boxes(targets: tuple[Tensor, ...], reg_max: int) -> AssignedBoxes:
+def assigned_boxes(targets: tuple[Tensor, ...], reg_max: int) -> AssignedBoxes:
     """The labelled boxes as edge distances, as ultralytics' DFL loss sees them.
 
     Args:

@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from ultralytics.utils import RANK
+
 from distill.data import DataSet
 from distill.errors import DistillError
 from distill.recipe import Recipe, TeacherFile, read_recipe, write_recipe
@@ -52,6 +54,7 @@ def new_chain(recipe: Recipe, data: DataSet, out: Path) -> Path:
         DistillError: when two that follow each other do not go together, before anything is written, or a training
             fails.
     """
+    _check_alone()
     check_run(replace(recipe, student=recipe.assistants[0]), data)
     steps = [student_model(name, data.description) for name in (*recipe.assistants, recipe.student)]
     for teaches, learns in itertools.pairwise(steps):
@@ -70,6 +73,7 @@ def resume_chain(out: Path, *, teacher: str | None, device: str | None, workers:
     Raises:
         DistillError: when it is finished, or teachers, assistants or data are not those of the run.
     """
+    _check_alone()
     recipe = read_recipe(out)
     if (out / "student").exists():
         raise DistillError(f"{out} is finished, its student is in {out / 'student'}: nothing to resume")
@@ -88,6 +92,15 @@ def broke_off(out: Path) -> str | None:
     if number == 1 and epochs is None:
         return None
     return f" in step {number} of {steps} after {epochs or 0} of {recipe.epochs} epochs"
+
+
+def _check_alone() -> None:
+    """Refuse processes of ``torchrun``, none of which would know when another has finished a step."""
+    if RANK != -1:
+        raise DistillError(
+            "--assistants go with --device 0,1, not with torchrun: there, train each step by itself, with --teacher "
+            "student.pt of the one before"
+        )
 
 
 def _run(recipe: Recipe, data: DataSet, out: Path, *, device: str | None, workers: int | None) -> Path:

@@ -57,7 +57,8 @@ Runner = Callable[[Iterable[Job], Callable[[Job], None]], None]
 
 def job_command(job: Job) -> list[str]:
     """The command that starts the job, or goes on with it where its folder holds a run that broke off."""
-    begun = job.resumable and (job.out / "train" / "weights" / "state.pt").is_file()
+    state, stages = job.out / "train" / "weights" / "state.pt", job.out / "stages"  # a chain has both in time
+    begun = job.resumable and (state.is_file() or stages.is_dir())
     rest = ["--resume", str(job.out)] if begun else [*job.arguments, "--out", str(job.out)]
     return [sys.executable, "-m", job.module, *rest]
 

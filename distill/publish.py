@@ -89,6 +89,7 @@ def _describe(
         "teacher": _as_one(teachers),
         "teachers": [{k: v for k, v in teacher.items() if k != "chain"} for teacher in teachers],
         "chain": teachers[0].get("chain", []) if len(teachers) == 1 else [],
+        "peers": list(recipe.peers),
         "data": {"yaml": str(data.yaml), "train_sha256": data.train_sha256, "val_sha256": data.val_sha256},
         "imgsz": recipe.imgsz,
         "class_names": list(data.names),

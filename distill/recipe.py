@@ -49,6 +49,7 @@ class Recipe:
         workers: data-loading processes.
         combine: how several teachers become one, ``mean`` or ``confidence``.
         assistants: students of the teachers that teach in their turn, the largest first: each as ``student``.
+        peers: further students that train beside this one and teach it: each as ``student``.
         teacher_precision, teacher_compile, teacher_imgsz: how teachers are run, as in
             :class:`distill.teacher_options.TeacherOptions`.
         views: how many augmented views of each image there are; 0: none repeats.
@@ -79,6 +80,7 @@ class Recipe:
     views: int = 0
     cache: str | None = None
     cache_limit: float | None = None
+    peers: tuple[str, ...] = ()
 
     def with_teachers(self, found: Sequence[TeacherFile]) -> Recipe:
         """The same recipe with its teachers found elsewhere, in the same order.
@@ -136,7 +138,7 @@ def read_recipe(folder: Path) -> Recipe:
         content["teachers"] = tuple(TeacherFile(**teacher) for teacher in content["teachers"])
     except TypeError as error:
         raise DistillError(f"{path} has damaged teachers: start a new run without --resume") from error
-    content["assistants"] = tuple(content.get("assistants", ()))
+    content |= {name: tuple(content.get(name, ())) for name in ("assistants", "peers")}
     return Recipe(**content)
 
 

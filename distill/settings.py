@@ -15,7 +15,7 @@ __all__ = ["SETTABLE", "parse_settings"]
 #: are not among them.
 SETTABLE: Final = (
     *("optimizer", "lr0", "lrf", "cos_lr", "momentum", "weight_decay", "nbs", "patience", "freeze", "dropout", "amp"),
-    *("val", "cache"),  # validating each epoch or the last alone; images kept in memory
+    *("val", "cache", "save_period"),  # validating each epoch or the last alone; images in memory; epochs to keep
     *("warmup_epochs", "warmup_momentum", "warmup_bias_lr", "box", "cls", "dfl"),
     *("mosaic", "close_mosaic", "mixup", "cutmix", "copy_paste", "auto_augment", "erasing", "hsv_h", "hsv_s", "hsv_v"),
     *("degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr", "bgr"),

@@ -12,9 +12,10 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import RandomSampler
 from ultralytics.utils import RANK
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from distill.callbacks import Distillation, PreparedDistillation
+from distill.peers import MutualLearning, PreparedPeers
 from distill.precision import Float32Criterion, cpu_bfloat16, trains_in_cpu_bfloat16
 from distill.ranks import RankedTrainer, average_gradients, gather
 from distill.state import (
@@ -36,13 +37,15 @@ COPY_SUFFIX: Final = "-stripped.pt"
 #: A fresh projector must follow the student, not lead it: at the student's rate it is still nearly random after
 #: dozens of steps, and until it has settled its gradient says nothing about the teacher.
 _PROJECTOR_RATE: Final = 10.0
+_TRAINING_ONLY: Final = ("val/kd_", "val/peer_")
 
 
 class DistillationTrainer(RankedTrainer):
     """Trains a detector as ultralytics does; distils when a :class:`Distillation` is among its callbacks.
 
-    Without one it is the plain baseline with the same data order and the same resuming. Found by its module name
-    in the processes of a multi-GPU training, where the callbacks arrive pickled.
+    With a :class:`MutualLearning` it trains peers beside the student. Without either it is the plain baseline with the
+    same data order and the same resuming. Found by its module name in the processes of a multi-GPU training, where the
+    callbacks arrive pickled.
 
     Differences from ``DetectionTrainer``: the shuffling of an epoch depends on seed and epoch alone; projectors
     form one more parameter group from the start; ``last.pt`` and ``best.pt`` are replaced, never half-written;
@@ -50,7 +53,7 @@ class DistillationTrainer(RankedTrainer):
     works on the CPU as well, in channels-last, which is what its bfloat16 convolutions are fast in.
     """
 
-    prepared_distillation: PreparedDistillation | None = None
+    prepared_distillation: PreparedDistillation | PreparedPeers | None = None
     _resumed: dict[str, Any] | None = None
     _batches_since_step = 0
     _catching_up = False
@@ -65,8 +68,8 @@ class DistillationTrainer(RankedTrainer):
 
     @property
     def projectors(self) -> nn.Module:
-        """What the distillation losses learn; an empty module when there is nothing."""
-        return self.prepared_distillation.losses if self.prepared_distillation else nn.ModuleDict()
+        """What the distillation losses learn, or the peers; an empty module when there is nothing."""
+        return self.prepared_distillation.learned if self.prepared_distillation else nn.ModuleDict()
 
     @property
     def accumulate(self) -> int:
@@ -127,7 +130,12 @@ class DistillationTrainer(RankedTrainer):
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Build ultralytics' optimizer and add the projectors as its last group, before the scheduler exists."""
-        optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
+        build = super().build_optimizer
+        optimizer: torch.optim.Optimizer = build(model, *args, **kwargs)
+        for attached in self.callbacks["on_pretrain_routine_end"]:
+            if isinstance(attached, MutualLearning):
+                self.prepared_distillation = peers = attached.prepare(self)
+                peers.add_to(optimizer, lambda network: build(network, *args, **kwargs))
         distillation = self._distillation()
         if distillation is None:
             return optimizer
@@ -172,13 +180,13 @@ class DistillationTrainer(RankedTrainer):
         super().run_callbacks(event)
 
     def label_loss_items(self, loss_items: dict[str, Any] | None = None, prefix: str = "train") -> Any:
-        """Label loss items as ultralytics does, without ``val/kd_*``: validation has no teacher, they would be 0."""
+        """Label loss items as ultralytics does, without ``val/kd_*``: no teacher or peer validates, they would be 0."""
         labelled = super().label_loss_items(loss_items, prefix)
         if prefix != "val":
             return labelled
         if isinstance(labelled, dict):
-            return {k: v for k, v in labelled.items() if not k.startswith("val/kd_")}
-        return [k for k in labelled if not k.startswith("val/kd_")]
+            return {k: v for k, v in labelled.items() if not k.startswith(_TRAINING_ONLY)}
+        return [k for k in labelled if not k.startswith(_TRAINING_ONLY)]
 
     def progress_string(self) -> str:
         """The progress bar's header; names cut to 10 characters, for ultralytics' columns are 11 wide."""
@@ -192,6 +200,8 @@ class DistillationTrainer(RankedTrainer):
         """
         finals = [Path(self.wdir) / "best.pt", Path(self.wdir) / "last.pt"]
         partials = [path.with_suffix(".pt.partial") for path in finals]
+        period = int(self.args.save_period)
+        self.save_period = 0  # ultralytics would keep an epoch with its optimizer
         try:
             self.best, self.last = partials
             super().save_model()
@@ -202,9 +212,20 @@ class DistillationTrainer(RankedTrainer):
             self.best, self.last = finals
             for partial in partials:
                 partial.unlink(missing_ok=True)
+        if period > 0 and self.epoch % period == 0:
+            self._keep_epoch(Path(self.wdir) / f"epoch{self.epoch}.pt")
         state = capture_state(self, self.projectors, self._batches_since_step)
         write_state({**state, "ranks": self._randomness}, self.state_file)
         return True
+
+    def _keep_epoch(self, kept: Path) -> None:
+        """Keep ``last.pt`` as a checkpoint that can teach: the averaged weights, without the optimizer."""
+        partial = kept.with_suffix(".pt.partial")
+        try:
+            strip_optimizer(self.last, s=str(partial))
+            partial.replace(kept)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def final_eval(self) -> None:
         """Strip and validate copies, then put them in place: ultralytics rewrites the checkpoints where they lie."""

@@ -23,6 +23,7 @@ from distill.callbacks import Distillation
 from distill.console import log_epoch
 from distill.data import DataSet, open_data_set
 from distill.errors import DistillError
+from distill.peers import MutualLearning, check_peers
 from distill.publish import publish_student
 from distill.ranks import FIRST, check_ranks, named_loss, own_devices
 from distill.recipe import Recipe, read_recipe, write_recipe
@@ -88,6 +89,7 @@ def check_run(recipe: Recipe, data: DataSet) -> None:
     student = student_model(recipe.student, data.description)
     for teacher in recipe.teachers:
         check_pair(load_weights(Path(teacher.path), "teacher"), student, data.description)
+    check_peers(student, recipe.peers, data.description)
 
 
 def begin(recipe: Recipe, data: DataSet, out: Path) -> Path:
@@ -208,6 +210,12 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
                 parse_schedule(recipe.schedule),
                 recipe.combine,
                 teacher_options(recipe),
+            )
+        )
+    if recipe.peers:
+        attached["on_pretrain_routine_end"].append(
+            MutualLearning(
+                recipe.peers, dict(recipe.losses), recipe.temperature, recipe.seed, parse_schedule(recipe.schedule)
             )
         )
     trainer = TRAINERS[recipe.task](overrides=settings, _callbacks=attached)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ try:
     from distill.errors import DistillError
     from distill.loss_recipes import DEFAULT_RECIPE, known_recipes, read_loss_recipe
     from distill.losses import LOSSES, parse_losses
+    from distill.peers import parse_peers, peer_losses
     from distill.ranks import FIRST, agreed_folder
     from distill.recipe import Recipe, TeacherFile, read_recipe
     from distill.schedules import parse_schedule
@@ -102,6 +103,29 @@ def new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
     value |= {name: default for name, default in _DEFAULTS.items() if value[name] is None}
     taught = read_loss_recipe(args.recipe or DEFAULT_RECIPE)
     losses = taught.losses if args.losses is None else parse_losses(args.losses)
+    taught_by: dict[str, Any]
+    if args.peers is None:
+        taught_by = _teachers(args, losses)
+    else:
+        taught_by = {"teachers": (), "peers": _peers(args, value["student"])}
+        losses = peer_losses(losses, given=args.losses is not None)
+    data = open_data_set(value["data"])
+    recipe = Recipe(
+        **{**value, "data": str(data.yaml)},
+        losses=losses,
+        temperature=taught.temperature if args.temperature is None else args.temperature,
+        schedule=str(taught.schedule if args.schedule is None else parse_schedule(args.schedule)),
+        settings=parse_settings(args.set or ()),
+        data_sha256=data.train_sha256,
+        task=student_task(value["student"]),
+        **taught_by,
+        **recipe_fields(args, losses if args.peers is None else {}, value["imgsz"]),
+    )
+    return recipe, data
+
+
+def _teachers(args: argparse.Namespace, losses: Mapping[str, float]) -> dict[str, Any]:
+    """Teachers, how they are combined, and assistants, as the recipe has them; none for plain training."""
     teachers: tuple[TeacherFile, ...] = ()
     if losses:
         if args.teacher is None:
@@ -113,21 +137,16 @@ def new_recipe(args: argparse.Namespace) -> tuple[Recipe, DataSet]:
         raise DistillError(
             f"--combine {args.combine} is for several teachers: give --teacher two or more, as a.pt,b.pt"
         )
-    data = open_data_set(value["data"])
-    recipe = Recipe(
-        **{**value, "data": str(data.yaml)},
-        losses=losses,
-        temperature=taught.temperature if args.temperature is None else args.temperature,
-        schedule=str(taught.schedule if args.schedule is None else parse_schedule(args.schedule)),
-        settings=parse_settings(args.set or ()),
-        teachers=teachers,
-        combine=args.combine or "mean",
-        assistants=() if args.assistants is None else split_names(args.assistants, "--assistants"),
-        task=student_task(value["student"]),
-        data_sha256=data.train_sha256,
-        **recipe_fields(args, losses, value["imgsz"]),
-    )
-    return recipe, data
+    assistants = () if args.assistants is None else split_names(args.assistants, "--assistants")
+    return {"teachers": teachers, "combine": args.combine or "mean", "assistants": assistants}
+
+
+def _peers(args: argparse.Namespace, student: str) -> tuple[str, ...]:
+    """The peers, which learn from nobody else."""
+    for flag in ("teacher", "assistants", "combine"):
+        if getattr(args, flag) is not None:
+            raise DistillError(f"--peers teach each other, without --{flag}: drop one of the two")
+    return parse_peers(args.peers, student)
 
 
 def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
@@ -151,7 +170,7 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
                 f"{recipe.temperature:g} and schedule {recipe.schedule}: drop the flag, or start without --resume"
             )
     compared = ("student", "data", "epochs", "imgsz", "batch", "seed", "losses", "temperature", "schedule", "combine")
-    for name in (*compared, "assistants", *TEACHER_FIELDS):
+    for name in (*compared, "assistants", "peers", *TEACHER_FIELDS):
         given, recorded = getattr(args, name), getattr(recipe, name)
         if given is None:
             continue
@@ -159,6 +178,8 @@ def _refuse_other_values(args: argparse.Namespace, recipe: Recipe) -> None:
             given = parse_losses(given)
         elif name == "assistants":
             given = split_names(given, "--assistants")
+        elif name == "peers":
+            given = parse_peers(given, recipe.student)
         elif name == "data" and Path(given).exists():
             given = str(Path(given).resolve())
         same = Path(recorded).name == given if name == "data" and "/" not in str(given) else given == recorded
@@ -173,6 +194,7 @@ def _summary(student: dict[str, Any], folder: Path) -> str:
     """What is printed of a finished run: where the student is, and how good."""
     teacher = student["teacher"]
     taught = f"taught by {teacher.get('name') or teacher['file']}" if teacher else "no teacher"
+    taught = f"learned with {len(student['peers'])} peers" if student["peers"] else taught
     accuracy = student["metrics"]
     more = "".join(
         f"{kind:<10}mAP50-95 {accuracy[f'{kind}_map50_95']:.4f}    mAP50 {accuracy[f'{kind}_map50']:.4f}\n"
@@ -199,6 +221,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher", metavar="PT,...", help="checkpoint to learn from, such as yolov8x.pt, or several")
     add("--combine", choices=COMBINATIONS, help="several teachers as one: mean, or each where it is sure (mean)")
     add("--assistants", metavar="PT|YAML,...", help="students in between, largest first: each teaches the next")
+    add(
+        "--peers",
+        metavar="N|PT|YAML,...",
+        help="no teacher: students that learn from each other; the first, --student, is kept",
+    )
     add("--student", metavar="PT|YAML", help=f".pt to start from, .yaml trains from scratch ({default['student']})")
     add("--data", metavar="YAML", help=f"detection data set ({default['data']})")
     add("--epochs", type=at_least(1), metavar="N", help=f"epochs ({default['epochs']})")

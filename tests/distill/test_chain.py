@@ -125,3 +125,11 @@ def test_what_makes_no_chain_is_refused_before_anything_is_written(
     assert yolo.main([*arguments(tmp_path / "run"), *changed]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_torchrun_are_refused(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distill.chain.RANK", 1)
+    assert yolo.main([*arguments(tmp_path / "run"), *CHAIN]) == 1
+    assert "not with torchrun" in capsys.readouterr().err

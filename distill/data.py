@@ -19,7 +19,7 @@ from ultralytics.utils.checks import check_file
 from distill.errors import DistillError
 from distill.images import IMAGE_SUFFIXES
 
-__all__ = ["DataSet", "open_data_set", "validation_images"]
+__all__ = ["DataSet", "check_image", "list_images", "open_data_set", "validation_images"]
 
 #: ultralytics 8.4 tolerates coordinates up to 1 % outside the image and drops the image beyond that.
 _TOLERANCE = 0.01
@@ -84,7 +84,12 @@ def open_data_set(name: str) -> DataSet:
 
 def validation_images(data: DataSet) -> list[Path]:
     """The validation images, sorted."""
-    return _list_images(data.description["val"], str(data.yaml), "val")
+    return list_images(data, "val")
+
+
+def list_images(data: DataSet, split: str) -> list[Path]:
+    """The images of ``train``, ``val`` or, where the data set has one, ``test``; sorted."""
+    return _list_images(data.description[split], str(data.yaml), split)
 
 
 def _resolve(name: str) -> dict[str, Any]:
@@ -188,7 +193,7 @@ def _check_and_hash(images: list[Path], root: Path, kind: _Labels) -> str:
     labels = 0
     for image, label in zip(images, img2label_paths([str(p) for p in images]), strict=True):
         relative = image.relative_to(root) if image.is_relative_to(root) else image
-        _check_image(image)
+        check_image(image)
         # Bytes that are no text are no numbers either: the check of the line refuses them.
         text = Path(label).read_text("utf-8-sig", "replace") if Path(label).is_file() else ""
         labels += _check_label(text.splitlines(), Path(label), kind)
@@ -201,7 +206,7 @@ def _check_and_hash(images: list[Path], root: Path, kind: _Labels) -> str:
     return digest.hexdigest()
 
 
-def _check_image(path: Path) -> None:
+def check_image(path: Path) -> None:
     """Refuse an image that ultralytics would drop from the training set, with no more than a warning."""
     try:
         with Image.open(path) as image:

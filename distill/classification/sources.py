@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 import urllib.error
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +14,7 @@ from torchvision import datasets
 
 from distill.classification.folders import ImageFolder, open_image_folder
 from distill.errors import DistillError
+from distill.whole import whole_folder
 
 __all__ = ["SOURCES", "open_data"]
 
@@ -42,7 +40,7 @@ def open_data(name: str) -> ImageFolder:
         return open_image_folder(Path(name))
     folder = DATA_FOLDER / name
     if not folder.is_dir():
-        with _whole(folder) as partial:
+        with whole_folder(folder) as partial:
             _write_images(SOURCES[name](), partial)
     return open_image_folder(folder)
 
@@ -162,15 +160,3 @@ def _write_images(samples: Iterable[Sample], folder: Path) -> None:
             counts[target] = 0
         image.save(target / f"{counts[target]:05d}.png")
         counts[target] += 1
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A sibling folder to fill, renamed to ``folder`` when the block ends well and removed otherwise."""
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

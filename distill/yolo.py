@@ -214,10 +214,41 @@ def _summary(student: dict[str, Any], folder: Path) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distill.yolo",
+        usage="%(prog)s --teacher PT --student PT|YAML --data YAML [...]",
         description="Distil a YOLOv8 teacher into a small student. Published weights and data sets are downloaded "
         "where there is internet. Writes OUT/student/student.pt and student.json.",
     )
-    add, default = parser.add_argument, _DEFAULTS
+    _add_training(parser.add_argument_group("what is trained"))
+    _add_teaching(parser.add_argument_group("who teaches"))
+    _add_losses(parser.add_argument_group("what is learned from them"))
+    add_teacher_arguments(parser)
+    add = parser.add_argument_group("the run").add_argument
+    add("--device", help="cpu, 0, or 0,1 for several GPUs (the first GPU if there is one, else cpu)")
+    add("--workers", type=at_least(0), metavar="N", help=f"data-loading processes on a GPU ({_DEFAULTS['workers']})")
+    add("--resume", type=Path, metavar="RUN", help="run folder to continue after its last complete epoch")
+    add("--out", type=Path, metavar="RUN", help="new run folder (runs/distill/STUDENT, numbered)")
+    add("--json", action="store_true", help="print student.json instead of the summary")
+    return parser
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    add, default = group.add_argument, _DEFAULTS
+    add("--student", metavar="PT|YAML", help=f".pt to start from, .yaml trains from scratch ({default['student']})")
+    add("--data", metavar="YAML", help=f"detection data set ({default['data']})")
+    add("--epochs", type=at_least(1), metavar="N", help=f"epochs ({default['epochs']})")
+    add("--imgsz", type=image_size, metavar="PX", help=f"image size, a multiple of 32 ({default['imgsz']})")
+    add("--batch", type=at_least(1), metavar="N", help=f"images per step ({default['batch']})")
+    add("--seed", type=at_least(0), metavar="N", help=f"random seed ({default['seed']})")
+    add(
+        "--set",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="other ultralytics training settings, such as lr0=0.002 nbs=16 mosaic=0.5 (ultralytics' defaults)",
+    )
+
+
+def _add_teaching(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--teacher", metavar="PT,...", help="checkpoint to learn from, such as yolov8x.pt, or several")
     add("--combine", choices=COMBINATIONS, help="several teachers as one: mean, or each where it is sure (mean)")
     add("--assistants", metavar="PT|YAML,...", help="students in between, largest first: each teaches the next")
@@ -226,14 +257,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N|PT|YAML,...",
         help="no teacher: students that learn from each other; the first, --student, is kept",
     )
-    add("--student", metavar="PT|YAML", help=f".pt to start from, .yaml trains from scratch ({default['student']})")
-    add("--data", metavar="YAML", help=f"detection data set ({default['data']})")
-    add("--epochs", type=at_least(1), metavar="N", help=f"epochs ({default['epochs']})")
-    add("--imgsz", type=image_size, metavar="PX", help=f"image size, a multiple of 32 ({default['imgsz']})")
-    add("--batch", type=at_least(1), metavar="N", help=f"images per step ({default['batch']})")
-    add("--device", help="cpu, 0, or 0,1 for several GPUs (the first GPU if there is one, else cpu)")
-    add("--seed", type=at_least(0), metavar="N", help=f"random seed ({default['seed']})")
-    add("--workers", type=at_least(0), metavar="N", help=f"data-loading processes on a GPU ({default['workers']})")
+
+
+def _add_losses(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--recipe",
         metavar="NAME|TOML",
@@ -251,17 +278,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="T",
         help="softens logits before they are compared (the recipe's)",
     )
-    add(
-        "--set",
-        nargs="+",
-        metavar="NAME=VALUE",
-        help="other ultralytics training settings, such as lr0=0.002 nbs=16 mosaic=0.5 (ultralytics' defaults)",
-    )
-    add_teacher_arguments(parser)
-    add("--resume", type=Path, metavar="RUN", help="run folder to continue after its last complete epoch")
-    add("--out", type=Path, metavar="RUN", help="new run folder (runs/distill/STUDENT, numbered)")
-    add("--json", action="store_true", help="print student.json instead of the summary")
-    return parser
 
 
 if __name__ == "__main__":

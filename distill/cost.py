@@ -234,8 +234,8 @@ def section(costs: Sequence[Cost], args: argparse.Namespace, data: DataSet, comm
         "",
         f"Student `{Path(args.student).name}`, {args.imgsz} px, {args.batch} images a step, {data.train_images} "
         f"training images; {args.rounds} rounds after {args.warmup} that do not count. In each round every training "
-        "makes one step, in turns: loading, forward and backward pass and optimizer step, without validation. Median of "
-        "the steps, with quartiles; an epoch is the mean step times the steps of an epoch.",
+        "makes one step, in turns: loading, forward and backward pass and optimizer step, without validation. Median "
+        "of the steps, with quartiles; an epoch is the mean step times the steps of an epoch.",
         "",
         f"ultralytics {ultralytics.__version__}, PyTorch {torch.__version__}, {_machine(args)}:",
         "",

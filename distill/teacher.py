@@ -259,7 +259,9 @@ def check_pair(teacher: nn.Module, student: nn.Module, data: Mapping[str, Any]) 
 def head_pair(teacher: nn.Module, student: nn.Module) -> HeadPair:
     """The sizes by which losses build their projectors; call :func:`check_pair` first."""
     t, s = _Head.of(teacher), _Head.of(student)
-    return HeadPair(student_channels=s.widths, teacher_channels=t.widths, reg_max=s.reg_max)
+    ours: Any = student.model
+    theirs: Any = teacher.model
+    return HeadPair(s.widths, t.widths, s.reg_max, student_head=ours[-1], teacher_head=theirs[-1])
 
 
 def file_sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 
 from distill.losses.at import AttentionTransfer
 from distill.losses.boxes import BoundedRegression, SoftOverlap
+from distill.losses.crosskd import CrossHead
 from distill.losses.cwd import ChannelWiseDistillation
 from distill.losses.fgd import FocalGlobal
 from distill.losses.fitnets import Hints
@@ -43,6 +44,7 @@ LOSSES: Final[Mapping[str, Callable[[HeadPair, float], nn.Module]]] = {
     "fgd": FocalGlobal,
     "rkd": PooledRelations,
     "scored": ScoredFeatures,
+    "crosskd": CrossHead,
 }
 
 #: Those that compare what heads say, whatever the features behind it: for teachers combined, and between peers.

@@ -99,11 +99,14 @@ class HeadPair:
         student_channels: channels of each neck level of the student, finest level first.
         teacher_channels: the same of the teacher; as many levels, at the same strides.
         reg_max: DFL bins per box edge, equal in both.
+        student_head, teacher_head: the heads themselves, for a loss that runs features through their layers.
     """
 
     student_channels: tuple[int, ...]
     teacher_channels: tuple[int, ...]
     reg_max: int
+    student_head: nn.Module | None = None
+    teacher_head: nn.Module | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="distillation needs the [train] extra")
 
-from distill.losses import Activations, AssignedBoxes, ClassActivations  # noqa: E402
+from ultralytics.nn.modules.head import Detect  # noqa: E402
+
+from distill.losses import Activations, AssignedBoxes, ClassActivations, HeadPair  # noqa: E402
 
 REG_MAX, CLASSES, BATCH = 4, 3, 4
 SIZES = ((4, 4), (2, 2), (1, 2))
@@ -31,6 +33,20 @@ def head_activations() -> Callable[..., Activations]:
                 edges=normal(BATCH, 4, ANCHORS).abs().clamp(max=REG_MAX - 1), foreground=normal(BATCH, ANCHORS) > 0
             ),
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pair_of_heads() -> Callable[..., HeadPair]:
+    """A student's and a teacher's head, as YOLOv8's are: (widths, the teacher's widths) -> pair with 4 bins."""
+
+    class YOLOv8Head(Detect):  # type: ignore[misc]
+        legacy = True
+
+    def make(student: tuple[int, ...], teacher: tuple[int, ...]) -> HeadPair:
+        ours, theirs = (YOLOv8Head(nc=CLASSES, reg_max=REG_MAX, ch=widths) for widths in (student, teacher))
+        return HeadPair(student, teacher, REG_MAX, ours, theirs.eval().requires_grad_(False))
 
     return make
 

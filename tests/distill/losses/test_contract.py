@@ -10,24 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.losses import CLASS_LOSSES, LOSSES, ClassPair, HeadPair
+from distill.losses import CLASS_LOSSES, LOSSES, ClassPair
 
 Make = Callable[..., Any]
 CASES = [*(("detector", name) for name in LOSSES), *(("classifier", name) for name in CLASS_LOSSES)]
 WIDTHS, WIDER = (5, 6, 7), (8, 9, 10)
 #: Identical activations do not cost 0: what these losses promise instead is tested with their values.
-NEVER_ZERO = {"crd", "extractive", "mgd", "scored"}
+NEVER_ZERO = {"crd", "crosskd", "extractive", "mgd", "scored"}
 #: How far 150 steps on the activations themselves must bring a loss, where it has a floor or noise of its own.
-REACHED = {"crd": 0.6, "extractive": 0.5, "mgd": 0.7}
+REACHED = {"crd": 0.6, "crosskd": 0.7, "extractive": 0.5, "mgd": 0.7}
 every_loss = pytest.mark.parametrize(("kind", "name"), CASES)
 
 
 @pytest.fixture
-def build() -> Callable[[str, str, float], Callable[..., nn.Module]]:
+def build(pair_of_heads: Make) -> Callable[[str, str, float], Callable[..., nn.Module]]:
     def make(kind: str, name: str, temperature: float = 1.0, teacher: tuple[int, ...] = WIDTHS) -> nn.Module:
         torch.manual_seed(0)
         if kind == "detector":
-            return LOSSES[name](HeadPair(student_channels=WIDTHS, teacher_channels=teacher, reg_max=4), temperature)
+            return LOSSES[name](pair_of_heads(WIDTHS, teacher), temperature)
         wide = 8 if teacher == WIDTHS else 12
         pair = ClassPair(WIDTHS, teacher, student_dim=8, teacher_dim=wide, classes=3, train_size=20)
         return CLASS_LOSSES[name](pair, temperature)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.losses import LOSSES, Activations, HeadPair, build_losses
+from distill.losses import LOSSES, Activations, build_losses
 from distill.losses.teachers import combine_teachers
 
 Make = Callable[..., Activations]
@@ -82,9 +82,11 @@ def test_extremes_in_half_precision_and_teachers_that_see_nothing_stay_finite(ho
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_learns_from_teachers_of_other_widths(name: str, head_activations: Make) -> None:
+def test_every_loss_learns_from_teachers_of_other_widths(
+    name: str, head_activations: Make, pair_of_heads: Make
+) -> None:
     torch.manual_seed(0)
-    pairs = [HeadPair((5, 6, 7), widths, REG_MAX) for widths in ((5, 6, 7), (8, 9, 10))]
+    pairs = [pair_of_heads((5, 6, 7), widths) for widths in ((5, 6, 7), (8, 9, 10))]
     loss = build_losses({name: 1.0}, pairs, 1.0)[name]
     student = head_activations(0)
     leaves = [v.requires_grad_() for v in (student.boxes, student.scores, *student.feats)]

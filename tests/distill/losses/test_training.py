@@ -14,7 +14,7 @@ from distill import yolo
 from distill.losses import LOSSES
 from distill.trainer import DistillationTrainer
 
-LEARNING = ("feature", "cwd", "fitnets", "mimic", "pkd", "mgd", "fgd")
+LEARNING = ("feature", "cwd", "fitnets", "mimic", "pkd", "mgd", "fgd", "scored", "crosskd")
 
 
 def test_every_loss_trains_through_the_command(

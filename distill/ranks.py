@@ -178,7 +178,7 @@ def own_devices(device: str) -> str:
 
 
 @contextmanager
-def named_loss(how_to_continue: str) -> Iterator[None]:
+def named_loss(how_to_continue: Callable[[], str]) -> Iterator[None]:
     """Turn the loss of another process into one line, and leave the group when the work is done.
 
     Raises:
@@ -192,7 +192,7 @@ def named_loss(how_to_continue: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:160]
         raise DistillError(
             f"process {RANK} of {_WORLD} lost another one, which ended or was silent for {_PATIENCE_S:g} s ({reason}): "
-            f"look at the others' logs, then {how_to_continue}"
+            f"look at the others' logs, then {how_to_continue()}"
         ) from error
     if distributed.is_available() and distributed.is_initialized() and RANK != -1:
         distributed.destroy_process_group()

@@ -116,7 +116,7 @@ class _Head:
         kind = type(head).__name__
         return cls(
             kind=kind,
-            task=next((t for t, known in TASKS.items() if known.head == kind), str(getattr(model, "task", "other"))),
+            task=next((t for t, known in TASKS.items() if known.head == kind), str(getattr(model, "task", "detect"))),
             end2end=getattr(head, "one2one_cv2", None) is not None,
             strides=tuple(int(s) for s in getattr(head, "stride", ())),
             reg_max=int(getattr(head, "reg_max", 0)),

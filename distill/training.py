@@ -221,7 +221,7 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
     trainer = TRAINERS[recipe.task](overrides=settings, _callbacks=attached)
     torch.set_num_threads(_THREADS)  # choosing the CPU, ultralytics 8.4 leaves one core idle: half of a two-core board
     try:
-        with named_loss(f"continue with --resume {shlex.quote(str(out))} in all"):
+        with named_loss(lambda: _again(out)):
             trainer.train()
     except torch.cuda.OutOfMemoryError as error:
         raise DistillError(
@@ -237,6 +237,12 @@ def _train(recipe: Recipe, out: Path, settings: dict[str, Any]) -> dict[str, flo
         best = torch.load(out / "train" / "weights" / "best.pt", map_location="cpu", weights_only=False)
         return _named(best["train_metrics"], recipe.task)
     return _named(trainer.metrics, recipe.task)
+
+
+def _again(out: Path) -> str:
+    """What to do in all processes after one of them was lost."""
+    begun = resumable_epoch(out) is not None
+    return f"continue with --resume {shlex.quote(str(out))} in all" if begun else "start all again"
 
 
 def _finish(out: Path, recipe: Recipe, data: DataSet, metrics: Mapping[str, float]) -> Path:

@@ -152,11 +152,12 @@ def test_a_pickle_of_something_else(refuse: Callable[..., str], tmp_path: Path) 
         ({"teacher": "yolov8x.onnx"}, "ending in .pt"),
         ({"student": "yolov8n.onnx"}, "expected a .pt checkpoint"),
         ({"student": "yolov99n.yaml"}, "not found"),
-        ({"student": "yolov8n-seg.yaml"}, "Segment head"),
+        ({"student": "yolov8n-seg.yaml"}, "segments, but the labels of"),
+        ({"student": "yolov8n-cls.yaml"}, "Classify head"),
         ({"student": "yolov10n.yaml"}, "end-to-end"),
         ({"data": "images.zip"}, "expected a .yaml"),
         ({"data": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"losses": "crosskd"}, "known ones are response, ld, feature"),
+        ({"losses": "crossing"}, "known ones are response, ld, feature"),
         ({"set": "imgsz=64"}, "expected name=value with one of optimizer, lr0"),
         ({"set": "lr0"}, "expected name=value"),
         ({"set": "mosaic=2"}, "between 0.0 and 1.0"),
@@ -261,7 +262,7 @@ def test_the_next_command_names_a_student_outside_of_runs(
     (tmp_path / "student.json").write_text("{}")
     monkeypatch.setattr(yolo, "new_run", lambda recipe, data, out: tmp_path / "student.json")
     monkeypatch.chdir(tmp_path)
-    arguments = ["--losses", "none", "--data", str(toy_data), "--json"]
+    arguments = ["--losses", "none", "--student", "yolov8n.yaml", "--data", str(toy_data), "--json"]
     for more, words in (([], ""), (["--out", "my run"], " --student 'my run'")):
         assert yolo.main([*arguments, *more]) == 0
         assert capsys.readouterr().err.splitlines()[-1] == f"next: python -m deploy.tflite --int8{words}"

@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("ultralytics", reason="distillation needs the [train] extra")
 
-from distill import yolo  # noqa: E402
-from distill.errors import DistillError  # noqa: E402
-from distill.loss_recipes import known_recipes, read_loss_recipe  # noqa: E402
-from distill.schedules import Schedule  # noqa: E402
+from distill import yolo
+from distill.errors import DistillError
+from distill.loss_recipes import known_recipes, read_loss_recipe
+from distill.schedules import Schedule
 
 
 def test_the_recipes_that_are_spoken_of_exist() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("ultralytics", reason="distillation needs the [train] extra")
 
-from distill import yolo  # noqa: E402
-from distill.errors import DistillError  # noqa: E402
-from distill.schedules import parse_schedule  # noqa: E402
+from distill import yolo
+from distill.errors import DistillError
+from distill.schedules import parse_schedule
 
 
 def test_constant_is_one_in_every_epoch() -> None:

@@ -61,7 +61,7 @@ def chain(broken_off: tuple[Path, list[str], list[str]]) -> Path:
 
 def test_each_step_is_a_run_taught_by_the_one_before(chain: Path, toy_teacher: Path) -> None:
     steps = [chain / "stages" / "1-yolov8n", chain / "stages" / "2-yolov8n", chain]
-    assert sorted(p.name for p in chain.iterdir()) == ["recipe.json", "stages", "student", "train"]
+    assert {p.name for p in chain.iterdir()} == {"agreement.json", "recipe.json", "stages", "student", "train"}
     teachers = [file_sha256(toy_teacher), *(file_sha256(step / "student" / "student.pt") for step in steps[:2])]
     for step, teacher in zip(steps, teachers, strict=True):
         assert described(step)["teacher"]["sha256"] == teacher

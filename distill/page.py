@@ -144,11 +144,16 @@ def _read_run(folder: Path, recipe: Recipe) -> ShownRun:
 
 
 def _read_results(path: Path) -> Rows:
-    """The epochs of results.csv as numbers; what is no finite number is None."""
+    """The epochs of results.csv as numbers; what is no finite number, or was not measured, is None."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [{str(k).strip(): _number(v) for k, v in row.items() if k} for row in csv.DictReader(file)]
+        rows = [{str(k).strip(): _number(v) for k, v in row.items() if k} for row in csv.DictReader(file)]
+    for row in rows:
+        measured = [k for k in row if k.startswith(("val/", "metrics/"))]
+        if not any(row[k] for k in measured):  # ultralytics writes 0 for an epoch that was not validated (val=False)
+            row |= dict.fromkeys(measured)
+    return rows
 
 
 def _number(text: str | None) -> float | None:

@@ -108,8 +108,8 @@ def _line(curve: Curve, axes: _Axes) -> str:
             continue
         commands.append(f"{pen}{axes.x(epoch):.1f} {axes.y(value):.1f}")
         pen = "L"
-    # A lone epoch has no line: a short dash stands for it.
-    single = "h4" if len(commands) == 1 else ""
+    # A lone epoch has no line: a short dash stands for it, inwards from the last one.
+    single = "" if len(commands) != 1 else "h-4" if curve.values[-1] is not None else "h4"
     return f'<path class="{_classes(curve)}" d="{"".join(commands)}{single}"/>'
 
 

@@ -106,6 +106,15 @@ def test_a_curve_breaks_where_there_is_no_value() -> None:
     assert re.sub(r"[\d. ]+", "", path[1]) == "MML"
 
 
+def test_an_epoch_that_was_not_validated_has_no_accuracy_and_an_accuracy_of_0_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("epoch,train/box_loss,metrics/mAP50-95(B),val/box_loss\n1,3.0,0,0\n2,2.0,0,4.5\n3,1.5,0.25,4\n")
+    rows = page._read_results(path)
+    assert [row["metrics/mAP50-95(B)"] for row in rows] == [None, 0.0, 0.25]
+    assert [row["val/box_loss"] for row in rows] == [None, 4.5, 4.0]
+    assert [row["train/box_loss"] for row in rows] == [3.0, 2.0, 1.5]
+
+
 def test_a_browser_opens_it_without_a_complaint_by_mouse_key_phone_and_print(browser: Browser, shown: Path) -> None:
     browser.open(shown / "page.html")
     assert browser.evaluate("document.querySelectorAll('svg[data-curves]').length") == 7

@@ -6,6 +6,7 @@ import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from distill.errors import DistillError
+from distill.recipe import RECIPE_FILE
 
 __all__ = ["Job", "Runner", "job_command", "run_job", "run_one_by_one"]
 
@@ -82,11 +84,14 @@ def run_job(job: Job) -> None:
         DistillError: when it fails.
     """
     job.out.parent.mkdir(parents=True, exist_ok=True)
+    command = job_command(job)
+    if "--resume" not in command and (job.out / RECIPE_FILE).is_file() and job.finished() is None:
+        shutil.rmtree(job.out)  # killed before anything could be resumed: a run begins in a folder of its own
     path = job.out.with_name(f"{job.out.name}.log")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (_root(), os.getenv("PYTHONPATH")) if p)}
     with path.open("ab") as output:
         code = subprocess.run(
-            job_command(job),
+            command,
             stdout=output,
             stderr=output,
             env=environment,

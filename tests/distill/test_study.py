@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,20 @@ def test_a_job_that_broke_off_is_resumed_where_it_can_be(tmp_path: Path) -> None
     state.write_bytes(b"")
     assert job_command(resumed)[-2:] == ["--resume", str(tmp_path / "run")]
     assert job_command(anew)[-2:] == ["--out", str(tmp_path / "run")]
+
+
+def test_a_job_killed_before_anything_could_be_resumed_begins_anew(tmp_path: Path, monkeypatch: Any) -> None:
+    run, seen = tmp_path / "run", []
+    (run / "train").mkdir(parents=True)
+    (run / "recipe.json").write_text("{}")
+
+    def begin(command: list[str], **_: Any) -> Any:
+        seen.append((command[-2:], run.exists()))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(jobs.subprocess, "run", begin)
+    jobs.run_job(Job("j", "distill.yolo", ("--epochs", "1"), run))
+    assert seen == [(["--out", str(run)], False)]
 
 
 def test_a_job_that_fails_says_its_last_words_and_where_its_log_is(tmp_path: Path) -> None:

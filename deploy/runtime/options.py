@@ -57,8 +57,12 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "inference_precision": Option(
             "bundle",
             ("bundle", "f32", "bf16", "f16"),
-            help="what layers that are not quantized are computed in; bundle: f16 or bf16 for such a bundle, "
-            "bf16 for an int8 one where the processor has it, else f32",
+            help="what layers that are not quantized are computed in; bundle: f16 or bf16 for such a bundle, else f32",
+        ),
+        "amx": Option(
+            "auto",
+            ("auto", "on", "off"),
+            help="matrix instructions of x86, where the process has not used OpenVINO before; auto: off for int8",
         ),
         "model_cache": Option(True, _BOOL, help="keep the compiled model on disk for the next load"),
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -53,34 +54,56 @@ def test_a_runtime_that_cannot_be_imported_is_named_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("precision", "capabilities", "lesser", "asked", "hint"),
+    ("precision", "asked", "hint"),
     [
-        ("int8", ["FP32", "BF16", "INT8"], "", "bundle", "bf16"),
-        ("int8", ["FP32", "INT8"], "", "bundle", "f32"),  # an older x86 processor
-        ("int8", ["FP32", "FP16", "INT8"], "", "bundle", "f32"),  # ARM
-        ("int8", ["FP32", "BF16", "INT8"], "AVX2_VNNI", "bundle", "f32"),
-        ("int8", ["FP32", "BF16", "INT8"], "", "f32", "f32"),
-        ("fp32", ["FP32", "BF16", "INT8"], "", "bundle", "f32"),
-        ("w8", ["FP32", "BF16", "INT8"], "", "bundle", "f32"),
-        ("bf16", ["FP32", "BF16", "INT8"], "", "bundle", "bf16"),
-        ("fp16", ["FP32"], "", "bundle", "f16"),
-        ("fp32", ["FP32"], "", "bf16", "bf16"),
+        ("int8", "bundle", "f32"),
+        ("int8", "bf16", "bf16"),
+        ("fp32", "bundle", "f32"),
+        ("w8", "bundle", "f32"),
+        ("bf16", "bundle", "bf16"),
+        ("fp16", "bundle", "f16"),
     ],
 )
-def test_openvino_is_asked_for_bf16_in_place_of_float_by_int8_bundles_where_the_processor_has_it(
-    precision: str, capabilities: list[str], lesser: str, asked: str, hint: str, monkeypatch: pytest.MonkeyPatch
+def test_openvino_is_told_what_to_compute_float_layers_in(precision: str, asked: str, hint: str) -> None:
+    options = chosen_options("openvino", {}, {"inference_precision": asked})
+    assert openvino.settings(_of(precision), 2, options)["INFERENCE_PRECISION_HINT"] == hint
+
+
+@pytest.mark.parametrize(
+    ("precision", "amx", "users", "read"),
+    [
+        ("int8", "auto", None, "AVX512_CORE_FP16"),
+        ("fp32", "auto", None, None),
+        ("bf16", "auto", None, None),
+        ("int8", "on", None, None),
+        ("fp32", "off", None, "AVX512_CORE_FP16"),
+        ("int8", "auto", "AVX2", "AVX2"),
+    ],
+)
+def test_openvino_reads_its_instructions_once_and_the_environment_stays_as_it_was(
+    precision: str, amx: str, users: str | None, read: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", lesser)
-    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    if users is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", users)
+    seen: list[str | None] = []
 
     class Core:
-        def get_property(self, device: str, name: str) -> list[str]:
-            return capabilities if (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES") else []
+        def get_property(self, *_: str) -> list[str]:
+            seen.append(os.environ.get("ONEDNN_MAX_CPU_ISA"))
+            return []
 
+    package = ModuleType("openvino")
+    package.Core = Core  # type: ignore[attr-defined]
+    openvino.open_core(package, _of(precision), chosen_options("openvino", {}, {"amx": amx}))
+    assert seen == [read]
+    assert os.environ.get("ONEDNN_MAX_CPU_ISA") == users
+
+
+def _of(precision: str) -> Bundle:
     bundle = _bundle("openvino")
-    bundle = Bundle(bundle.path, replace(bundle.manifest, precision=precision))
-    options = chosen_options("openvino", {}, {"inference_precision": asked})
-    assert openvino.settings(Core(), bundle, 2, options)["INFERENCE_PRECISION_HINT"] == hint
+    return Bundle(bundle.path, replace(bundle.manifest, precision=precision))
 
 
 @pytest.mark.parametrize("numpy_version", ["2.0.0", "2.4.6", "10.0.0rc1"])

@@ -26,7 +26,7 @@ from deploy.runtime.audit.operators import (
     precision_of,
 )
 from deploy.runtime.engine import not_installed, reason
-from deploy.runtime.engines.openvino import settings
+from deploy.runtime.engines.openvino import open_core, settings
 from deploy.runtime.options import Options
 from deploy.runtime.tensors import fill_input
 
@@ -45,8 +45,8 @@ def executed(bundle: Bundle, threads: int, options: Options, pixels: NDArray[np.
     except ImportError as error:
         raise not_installed(bundle, "openvino", error) from error
     version = str(openvino.__version__).split("-")[0]
-    core = openvino.Core()
-    config = {**settings(core, bundle, threads, options), "PERF_COUNT": True}
+    core = open_core(openvino, bundle, options)
+    config = {**settings(bundle, threads, options), "PERF_COUNT": True}
     try:
         compiled = core.compile_model(str(bundle.model_path), "CPU", config)
         request = compiled.create_infer_request()

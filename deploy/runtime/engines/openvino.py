@@ -18,8 +18,9 @@ from deploy.runtime.options import Options
 from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_input, takes_pixels
 
 # Left alone, OpenVINO runs a float model in bf16 on x86 with AMX and in fp16 on ARM: say what is meant.
-_PRECISION_HINTS = {"fp16": "f16", "bf16": "bf16"}  # of the layers that are not quantized; for others `_float_hint`
-_LESSER_CPU = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment variables that make oneDNN play a lesser one
+_PRECISION_HINTS = {"fp16": "f16", "bf16": "bf16"}  # of the layers that are not quantized; f32 for other bundles
+_MAX_CPU_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment variables that oneDNN reads once a process
+_BELOW_AMX = "AVX512_CORE_FP16"  # all that x86 has but AMX; more than a lesser processor has changes nothing there
 
 
 def load(bundle: Bundle, threads: int, options: Options) -> OpenvinoEngine:
@@ -36,8 +37,8 @@ class OpenvinoEngine:
         except ImportError as error:
             raise not_installed(bundle, "openvino", error) from error
         version = str(openvino.__version__).split("-")[0]
-        core = openvino.Core()
-        config = settings(core, bundle, threads, options)
+        core = open_core(openvino, bundle, options)
+        config = settings(bundle, threads, options)
         cache = _cache(bundle, version, config) if options["model_cache"] else None
         try:
             compiled = _compiled(core, bundle.model_path, cache, config)
@@ -99,29 +100,43 @@ class OpenvinoEngine:
             self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))
 
 
-def settings(core: Any, bundle: Bundle, threads: int, options: Options) -> dict[str, Any]:
-    """What OpenVINO is asked for, by the names of its properties; `core` is an `openvino.Core`."""
+def open_core(openvino: Any, bundle: Bundle, options: Options) -> Any:
+    """An `openvino.Core` that computes with the instructions that the bundle is fastest in.
+
+    OpenVINO 2026.4 multiplies int8 activations that have a zero point by a slow path of AMX: an INT8 YOLOv8-n takes 1.3
+    to 1.6 times as long with AMX as with the AVX-512 instructions of the same processor, to the same result. oneDNN
+    decides once a process what it uses, when OpenVINO is first asked what the processor can: the first bundle that a
+    process opens decides for it, and what the environment says goes before that.
+
+    Args:
+        openvino: the imported package.
+        bundle: with its precision.
+        options: with `amx`: `auto`, `on` or `off`.
+    """
+    core = openvino.Core()
+    off = options["amx"] == "off" or (options["amx"] == "auto" and bundle.manifest.precision == "int8")
+    if off and not any(os.environ.get(name) for name in _MAX_CPU_ISA):
+        os.environ[_MAX_CPU_ISA[0]] = _BELOW_AMX
+        try:
+            core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # oneDNN reads the environment now
+        finally:
+            del os.environ[_MAX_CPU_ISA[0]]  # processes that this one starts decide for themselves
+    else:
+        core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return core
+
+
+def settings(bundle: Bundle, threads: int, options: Options) -> dict[str, Any]:
+    """What OpenVINO is asked for, by the names of its properties."""
     asked = options["inference_precision"]
     if asked == "bundle":
-        asked = _PRECISION_HINTS.get(bundle.manifest.precision) or _float_hint(core, bundle.manifest.precision)
+        asked = _PRECISION_HINTS.get(bundle.manifest.precision, "f32")
     return {
         "PERFORMANCE_HINT": str(options["hint"]).upper(),
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": options["streams"],
         "INFERENCE_PRECISION_HINT": asked,
     }
-
-
-def _float_hint(core: Any, precision: str) -> str:
-    """What the layers that are not quantized are computed in if nobody says.
-
-    bf16 in an int8 bundle, whose values have 8 bits anyway, where the processor has instructions for it; f32 wherever
-    float32 is meant. oneDNN that plays a lesser processor (AVX2) gives NaN for bf16 (OpenVINO 2026.4), though OpenVINO
-    goes on to say that the processor has it.
-    """
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    lesser = any(os.environ.get(name) for name in _LESSER_CPU)
-    return "bf16" if precision == "int8" and has_bf16 and not lesser else "f32"
 
 
 def _cache(bundle: Bundle, version: str, config: Mapping[str, Any]) -> ModelCache | None:

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     running: list[subprocess.Popen[bytes]] = []
     ended: list[Part] = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(_run, name, args.pytest, running) for name in args.part or parts()]
+        names = args.part or parts()
+        futures = [pool.submit(_run, name, args.pytest, running) for name in names]
         try:
             for future in as_completed(futures):
                 ended.append(future.result())
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for process in running:
                 _end(process)
             return 130
+    ended.sort(key=lambda part: names.index(part.name))
     return _verdict(ended, selecting=bool(args.pytest))
 
 
@@ -89,6 +91,7 @@ def _run(name: str, arguments: Sequence[str], running: list[subprocess.Popen[byt
         sys.stdout.write(f"... {name}\n")
         sys.stdout.flush()
         code = process.wait()
+        code = 128 - code if code < 0 else code  # died of a signal: as a shell writes it
         running.remove(process)
         output.seek(0)
         return Part(name, code, time.monotonic() - began, output.read())
@@ -105,14 +108,14 @@ def _verdict(ended: Sequence[Part], *, selecting: bool) -> int:
     """The last lines, and the exit code; a part without a test is fine where arguments select, never in all."""
     empty = [part for part in ended if part.code == _NOTHING_SELECTED and selecting]
     failed = [part for part in ended if part.code and part not in empty]
-    sys.stdout.write(f"=== parts that ran: {len(ended) - len(empty)}, without a selected test: {len(empty)}\n")
+    sys.stdout.write(f"=== parts that ran: {len(ended) - len(empty)}, parts where ARGS selects nothing: {len(empty)}\n")
     sys.stdout.flush()
     if failed:
         names = "".join(f"\n  {part.name} (exit code {part.code})" for part in failed)
         sys.stderr.write(f"error: failed parts:{names}\n")
         return 1
     if len(empty) == len(ended):
-        sys.stderr.write("error: no part has a test that these arguments select\n")
+        sys.stderr.write("error: no part has a test that ARGS selects\n")
         return 1
     return 0
 

@@ -30,6 +30,8 @@ def make_test(tmp_path_factory: pytest.TempPathFactory) -> MakeTest:
     """Runs the Makefile's test target where part `good` passes, `bad` fails, `dead` dies and `none` has no test."""
     root = tmp_path_factory.mktemp("parts")
     shutil.copy(REPOSITORY / "Makefile", root)
+    (root / "tests").mkdir()
+    shutil.copy(REPOSITORY / "tests" / "run_parts.py", root / "tests")
     for name in ("pyproject.toml", "constraints.txt"):
         (root / name).touch()
     python = root / "venv" / "bin" / "python"

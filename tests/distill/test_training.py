@@ -51,7 +51,7 @@ def test_no_state_and_no_half_written_file_is_left_behind(finished_run: Path) ->
     names = {p.name for p in finished_run.rglob("*") if p.is_file()}
     assert names == {
         *("recipe.json", "args.yaml", "results.csv", "best.pt", "last.pt", "student.pt", "student.json"),
-        "agreement.json",
+        *("agreement.json", "teacher.json"),
     }
 
 

@@ -33,7 +33,7 @@ def test_a_classifier_has_losses_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("crosskd=1.0", ("'crosskd'", "response, ld, feature", "none")),
+        ("crossed=1.0", ("'crossed'", "response, ld, feature", "none")),
         ("", ("''", "response, ld, feature")),
         ("ld=1,ld=2", ("'ld'", "twice")),
         ("ld=heavy", ("'heavy'", "ld=1.0")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,7 @@ from distill.losses.regions import edge_distances, object_score
 from distill.losses.response import bernoulli_kl
 from distill.recipe import Recipe
 from distill.teacher import Teacher, file_sha256, load_teacher, load_weights
+from distill.whole import write_whole
 
 __all__ = [
     "AGREEMENT_FILE",
@@ -193,9 +193,7 @@ def evenly(items: Sequence[Path], count: int) -> list[Path]:
 
 def _write(measured: dict[str, Any], path: Path) -> None:
     """Write the JSON, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps({"schema": _SCHEMA, **measured}, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps({"schema": _SCHEMA, **measured}, indent=2) + "\n")
 
 
 def read_agreement(path: Path) -> dict[str, Any] | None:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.whole import whole_file
+
 __all__ = ["FOLDER_FILE", "OutputStore", "free_bytes", "make_room", "stored_bytes"]
 
 log = logging.getLogger(__name__)
@@ -133,6 +135,5 @@ def make_room(root: Path, kept: Sequence[Path], most: int) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(content)

@@ -6,7 +6,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ from distill.page_samples import Sample, draw_samples
 from distill.page_text import Rows, ShownRun, render_page
 from distill.recipe import Recipe, read_recipe
 from distill.teacher import file_sha256
+from distill.whole import whole_file
 
 __all__ = ["PAGE_FILE", "main", "write_page"]
 
@@ -77,12 +77,9 @@ def write_page(run: Path, *, against: Path | None = None, images: int = 6, devic
             count=images,
         )
         unset_deterministic()
-    page, partial = run / PAGE_FILE, run / f".{PAGE_FILE}.partial-{os.getpid()}"
-    try:
+    page = run / PAGE_FILE
+    with whole_file(page) as partial:
         partial.write_text(render_page(shown, other, samples, notes), encoding="utf-8", errors="replace")
-        partial.replace(page)
-    finally:
-        partial.unlink(missing_ok=True)
     return page
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from distill.errors import DistillError
+from distill.whole import write_whole
 
 __all__ = ["RECIPE_FILE", "Recipe", "TeacherFile", "read_recipe", "write_recipe"]
 
@@ -104,10 +104,7 @@ class Recipe:
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:
     """Write ``recipe.json`` into the run folder, whole or not at all."""
-    partial = folder / f".{RECIPE_FILE}.partial-{os.getpid()}"
-    text = json.dumps({"schema": _SCHEMA, **asdict(recipe)}, indent=2)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(folder / RECIPE_FILE)
+    write_whole(folder / RECIPE_FILE, json.dumps({"schema": _SCHEMA, **asdict(recipe)}, indent=2) + "\n")
 
 
 def read_recipe(folder: Path) -> Recipe:

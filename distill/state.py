@@ -8,7 +8,6 @@ generators, and the images that mosaic draws from. It is read back without execu
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import distributed, nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from distill.errors import DistillError
+from distill.whole import whole_file
 
 __all__ = [
     "STATE_FILE",
@@ -76,12 +76,8 @@ def capture_randomness(loader: Any) -> dict[str, Any]:
 
 def write_state(state: dict[str, Any], path: Path) -> None:
     """Write the state, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with whole_file(path) as partial:
         torch.save(state, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:

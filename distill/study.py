@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from distill.settings import parse_settings
 from distill.study_page import study_page
 from distill.study_section import write_section
 from distill.teacher import file_sha256, find_weights
+from distill.whole import write_whole
 
 __all__ = ["Arm", "Study", "main", "parse_arm"]
 
@@ -195,21 +195,13 @@ def _same_study(study: Study, out: Path) -> None:
             raise DistillError(f"{out} holds a study with another {changed[0]}: give another --out, or the same values")
         asked["teachers"] = {**before["teachers"], **asked["teachers"]}
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{_STUDY_FILE}.partial-{os.getpid()}"
-    partial.write_text(json.dumps(asked, indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(asked, indent=2) + "\n")
 
 
 def _results(study: Study, arm: Arm, seeds: int, out: Path) -> dict[int, dict[str, Any]]:
-    """``student.json`` of the finished trainings of an arm, by seed, with the seconds of each."""
-
-    def finished() -> Iterator[tuple[int, dict[str, Any]]]:
-        for seed in range(seeds):
-            described = study.job(arm, seed, out).finished()
-            if described is not None:
-                yield seed, described
-
-    return dict(finished())
+    """``student.json`` of the finished trainings of an arm, by seed."""
+    found = {seed: study.job(arm, seed, out).finished() for seed in range(seeds)}
+    return {seed: described for seed, described in found.items() if described is not None}
 
 
 def _folder_name(arm: str) -> str:

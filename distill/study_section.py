@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from pathlib import Path
+
+from distill.whole import write_whole
 
 __all__ = ["processor", "public_command", "write_section"]
 
@@ -18,9 +19,7 @@ def write_section(page: Path, name: str, text: str) -> None:
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     changed = pattern.sub(lambda _: block, whole) if begin in whole else f"{whole.rstrip()}\n\n{block}\n".lstrip()
     page.parent.mkdir(parents=True, exist_ok=True)
-    partial = page.with_name(f".{page.name}.partial-{os.getpid()}")
-    partial.write_text(changed, "utf-8")
-    partial.replace(page)
+    write_whole(page, changed)
 
 
 def public_command(command: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from copy import deepcopy
@@ -14,6 +13,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+
+from distill.whole import write_whole
 
 __all__ = ["PRECISIONS", "Layout", "SpeedRecord", "candidates", "fastest", "multiplies_bfloat16"]
 
@@ -125,9 +126,7 @@ class SpeedRecord:
     def write(self, teacher: int, device: str, layout: Layout) -> None:
         """Add a teacher's layout; the file is replaced, never half-written."""
         entries = {**self._entries(), f"{teacher} {device}": asdict(layout)}
-        partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
-        partial.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_whole(self.path, json.dumps(entries, indent=2) + "\n")
 
     def _entries(self) -> dict[str, Any]:
         try:

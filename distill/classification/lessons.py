@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from distill.classification.augment import Augmentation, epoch_order
 from distill.classification.classifier import Classifier
 from distill.classification.pixels import Pixels
 from distill.losses import ClassActivations
+from distill.whole import whole_file
 
 __all__ = ["Answers", "Batch", "FrozenTeacher", "Precision", "Teacher", "TrainingImages"]
 
@@ -191,9 +191,8 @@ class Answers:
             return tuple(torch.load(path, map_location=self._images.precision.device, weights_only=True))
         found = self._answer(view)
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        torch.save(list(found), partial)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            torch.save(list(found), partial)
         return found
 
     def _answer(self, view: int) -> tuple[Tensor, ...]:

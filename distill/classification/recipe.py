@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Final
 from distill.classification.pixels import Frame
 from distill.classification.settings import Settings, parse_settings
 from distill.errors import DistillError
+from distill.whole import write_whole
 
 __all__ = ["ClassRecipe", "read_recipe", "write_recipe"]
 
@@ -72,9 +72,8 @@ class ClassRecipe:
 
 def write_recipe(recipe: ClassRecipe, folder: Path) -> None:
     """Write ``recipe.json``, whole or not at all."""
-    partial = folder / f".{_FILE}.partial-{os.getpid()}"
-    partial.write_text(json.dumps({"schema": _SCHEMA, "task": "classify", **asdict(recipe)}, indent=2) + "\n", "utf-8")
-    partial.replace(folder / _FILE)
+    content = {"schema": _SCHEMA, "task": "classify", **asdict(recipe)}
+    write_whole(folder / _FILE, json.dumps(content, indent=2) + "\n")
 
 
 def read_recipe(folder: Path) -> ClassRecipe:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.teacher import file_sha256
+from distill.whole import whole_file, write_whole
 
 __all__ = ["Stage"]
 
@@ -59,7 +59,7 @@ class Stage:
         """Write the state after an epoch, and the history beside it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self.folder / _STATE, {"schema": _SCHEMA, **state})
-        _write_text(self.folder / _HISTORY, _table(history))
+        write_whole(self.folder / _HISTORY, _table(history))
 
     def keep(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
         """Keep the network as it is after an epoch (counted from 1)."""
@@ -99,12 +99,8 @@ def read_tensors(path: Path) -> Any:
 
 def write_tensors(path: Path, content: Any) -> None:
     """Write tensors, numbers, strings and containers of them, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
+    with whole_file(path) as partial:
         torch.save(content, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _table(history: Sequence[Mapping[str, float]]) -> str:
@@ -114,9 +110,3 @@ def _table(history: Sequence[Mapping[str, float]]) -> str:
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
     return text.getvalue()
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -26,6 +26,7 @@ from distill.classification.sources import open_data
 from distill.classification.stage import Stage
 from distill.classification.training import new_run, resumable, resume_run, train
 from distill.errors import DistillError
+from distill.whole import write_whole
 
 __all__ = ["Task", "completed", "plain_teacher", "run_tasks", "teacher_folder"]
 
@@ -128,9 +129,7 @@ def _run_task(task: Task, out: Path) -> dict[str, Any]:
         "top1_by_epoch": [row["top1"] for row in rows],
         "cpu_s": time.process_time() - began,
     }
-    partial = folder / f".record.partial-{os.getpid()}"
-    partial.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    partial.replace(folder / "record.json")
+    write_whole(folder / "record.json", json.dumps(record, indent=2) + "\n")
     return record
 
 

@@ -1,0 +1,21 @@
+"""Files are replaced whole or stay as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distill.whole import whole_file, write_whole
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_whole(path, "first")
+    with pytest.raises(OSError, match="disk is full"), whole_file(path) as partial:
+        partial.write_text("sec")
+        raise OSError("disk is full")
+    assert path.read_text() == "first"
+    write_whole(path, "second")
+    assert path.read_text() == "second"
+    assert list(tmp_path.iterdir()) == [path]

@@ -129,6 +129,30 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("fps", "FPS", "Images per second of the whole loop.", lambda row: row.fps, figure_text, max),
     Column(
+        "streams_fps",
+        "streams FPS",
+        "Images per second of several streams at once (--streams).",
+        lambda row: row.streams_fps,
+        figure_text,
+        max,
+    ),
+    Column(
+        "cpu_ms",
+        "CPU ms",
+        "Processor time per image, user and system, all threads together.",
+        lambda row: _times(1e3, row.result.cpu_s_per_image),
+        figure_text,
+        min,
+    ),
+    Column(
+        "energy_mj",
+        "energy mJ",
+        "Energy per image of the whole machine, by its meter.",
+        lambda row: _times(1e3, row.result.joules_per_image),
+        figure_text,
+        min,
+    ),
+    Column(
         "peak_rss_mb",
         "RSS MB",
         "Peak resident memory of the process, opening the model included, in millions of bytes.",
@@ -155,6 +179,8 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+# Not every engine, device or call tells them.
+_WHERE_KNOWN = ("executed", "drop_points", "streams_fps", "cpu_ms", "energy_mj")
 _WORDS = ("device", "bundle", "engine", "precision", "executed")  # aligned to the left
 
 
@@ -165,11 +191,12 @@ def shown_columns(rows: Sequence[Row]) -> list[Column]:
     absent = set() if classified else {"top1", "top5"}
     if classified and not detected:
         absent = {"map50_95", "map50"}
-    if all(row.drop_points is None for row in rows):
-        absent = absent | {"drop_points"}
-    if all(row.executed is None for row in rows):
-        absent = absent | {"executed"}
-    return [column for column in COLUMNS if column.key not in absent]
+    shown = [column for column in COLUMNS if column.key not in absent]
+    return [
+        column
+        for column in shown
+        if column.key not in _WHERE_KNOWN or any(column.value(row) is not None for row in rows)
+    ]
 
 
 def text_table(rows: Sequence[Row]) -> str:

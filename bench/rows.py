@@ -76,6 +76,11 @@ class Row:
         return self.map50_95 if self.top1 is None else self.top1
 
     @property
+    def streams_fps(self) -> float | None:
+        """Images per second of several streams at once; None where the run was not asked for them."""
+        return None if self.result.throughput is None else float(self.result.throughput["fps"])
+
+    @property
     def metric(self) -> str:
         """What `accuracy` is called."""
         return "mAP50-95" if self.top1 is None else "top-1"

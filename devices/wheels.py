@@ -21,9 +21,9 @@ _DOWNLOAD_SILENCE_S = 1800.0
 # The oldest glibc 2.x that wheels of a machine are built for (PEP 600), and what some were called (PEP 513, 571, 599).
 _MACHINES = {"x86_64": 5, "aarch64": 17, "armv7l": 17}
 _LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
-_PIWHEELS = (
-    "PyPI has no numpy and no Pillow for 32-bit ARM: set PIP_EXTRA_INDEX_URL=https://www.piwheels.org/simple, "
-    "or let the device install them itself (without --offline), as Raspberry Pi OS knows that index"
+_OTHER_INDEX = (
+    "the index that pip asks by itself has no numpy and no Pillow for 32-bit ARM: set PIP_EXTRA_INDEX_URL to the one "
+    "in /etc/pip.conf of Raspberry Pi OS, or let the device install them itself (without --offline), which knows it"
 )
 
 Log = Callable[[str], None]
@@ -144,7 +144,7 @@ def download(target: Target, choices: Sequence[Recipe], folder: Path, log: Log) 
         refusals.append(f"{recipe.engine_package}: {said}")
         log(f"no {recipe.engine_package} for {target}")
     advice = (
-        _PIWHEELS if target.machine == "armv7l" else "choose another --engine, or name another Python with --python"
+        _OTHER_INDEX if target.machine == "armv7l" else "choose another --engine, or name another Python with --python"
     )
     raise DeviceError(f"no wheels for {target} ({'; '.join(refusals)}): {advice}")
 

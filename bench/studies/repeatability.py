@@ -70,9 +70,10 @@ def _study(arguments: argparse.Namespace, command: str) -> int:
 
 def _measured(arguments: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     """The runs in the order they were made, plain and slowed."""
-    given = ["--bundle", str(arguments.bundle), "--samples", str(arguments.samples)]
+    given = ["--bundle", str(arguments.bundle.absolute()), "--samples", str(arguments.samples)]
     given += ["--min-seconds", str(arguments.min_seconds)]
-    for flag in ("data", "images", "threads"):
+    given += [] if arguments.data is None else ["--data", str(arguments.data.absolute())]
+    for flag in ("images", "threads"):
         if getattr(arguments, flag) is not None:
             given += [f"--{flag}", str(getattr(arguments, flag))]
     for turn in range(arguments.runs):

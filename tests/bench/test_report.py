@@ -136,6 +136,24 @@ def test_every_figure_on_the_page_is_that_of_result_json(run: Callable[..., Path
     ]  # fmt: skip
 
 
+def test_processor_time_energy_and_throughput_are_shown_where_a_result_holds_them(run: Callable[..., Path]) -> None:
+    measured = {
+        "cpu": {"user_s": 1.5, "system_s": 0.3, "wall_s": 1.4},
+        "energy": {"joules": 7.5, "source": ["rapl"], "meters": {"rapl": 7.5}},
+        "throughput": {"fps": 250.0, "streams": 2, "latency_s": [[0.008], [0.008]]},
+    }
+    run()
+    without = _render()
+    Path("page.html").unlink()
+    assert not {"cpu_ms", "energy_mj", "streams_fps"} & set(without.cells[0])
+    assert "energy mJ" not in without.text
+    run(bundle={"name": "cells-onnx-fp32", "precision": "fp32"}, **measured)
+    page = _render()
+    shown = [[cells[key][1] for key in ("streams_fps", "cpu_ms", "energy_mj")] for cells in page.cells]
+    assert shown == [["250", "12.0", "50.0"], ["-", "-", "-"]]  # of 150 images, in thousandths
+    assert all(heading in page.text for heading in ("streams FPS", "CPU ms", "energy mJ"))
+
+
 def test_percentiles_on_the_page_are_those_of_the_raw_samples(run: Callable[..., Path]) -> None:
     total_ms = [1e3 * sum(stages) for stages in zip(*vars(_result().latency).values(), strict=True)]
     run()

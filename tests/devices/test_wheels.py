@@ -223,7 +223,7 @@ def test_the_second_choice_is_said_and_taken_and_none_at_all_leaves_nothing(
 
 
 def test_what_pypi_lacks_for_32_bit_arm_is_named(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match=r"PIP_EXTRA_INDEX_URL=https://www\.piwheels\.org/simple"):
+    with pytest.raises(DeviceError, match=r"PIP_EXTRA_INDEX_URL to the one in /etc/pip\.conf"):
         download(PI_32, recipes("tflite", "armv7l"), tmp_path / "wheels", lambda _: None)
 
 

@@ -127,7 +127,7 @@ def restore_randomness(loader: Any, state: dict[str, Any]) -> None:
     if loader.num_workers:
         return
     dataset = loader.dataset
-    if hasattr(dataset, "buffer"):
+    if hasattr(dataset, "buffer") and dataset.cache != "ram":  # all in memory: mosaic draws from every image
         for index in range(len(dataset.ims)):
             dataset.ims[index] = None
         dataset.buffer.clear()

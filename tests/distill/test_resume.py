@@ -46,6 +46,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert same_weights(interrupted_run, finished_run)
 
 
+def test_a_resumed_run_with_its_images_in_memory_equals_the_uninterrupted_one(
+    arguments: Arguments, interrupt_after: InterruptAfter, read_results: ReadResults, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    in_memory = ("--epochs", "2", "--set", "cache=True")
+    assert yolo.main(arguments(whole, *in_memory)) == 0
+    patch = interrupt_after(1)
+    assert yolo.main(arguments(cut, *in_memory)) == 130
+    patch.undo()
+    assert yolo.main(["--resume", str(cut)]) == 0
+    assert read_results(cut) == read_results(whole)
+    assert same_weights(cut, whole)
+
+
 def test_a_killed_process_is_resumed_to_the_same_weights(
     finished_run: Path, arguments: Arguments, read_results: ReadResults, tmp_path: Path
 ) -> None:

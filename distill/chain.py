@@ -32,7 +32,7 @@ from distill.training import (
     same_teachers,
 )
 
-__all__ = ["STAGES", "broke_off", "new_chain", "resume_chain"]
+__all__ = ["STAGES", "broke_off", "finished_assistants", "new_chain", "resume_chain"]
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,16 @@ def broke_off(out: Path) -> str | None:
     if number == 1 and epochs is None:
         return None
     return f" in step {number} of {steps} after {epochs or 0} of {recipe.epochs} epochs"
+
+
+def finished_assistants(recipe: Recipe, out: Path) -> list[TeacherFile]:
+    """The assistants of a chain that have learned, the first first; of any other run none.
+
+    Raises:
+        DistillError: when a checkpoint is not the one that was published.
+    """
+    folders = (_stage(recipe, out, number) for number in range(1, len(recipe.assistants) + 1))
+    return [_taught(folder) for folder in folders if _finished(folder)]
 
 
 def _check_alone() -> None:

@@ -16,6 +16,7 @@ from ultralytics.utils.torch_utils import unset_deterministic
 
 from distill.agreement import AGREEMENT_FILE, compare_run, read_agreement
 from distill.arguments import at_least
+from distill.chain import finished_assistants
 from distill.command import run_command
 from distill.data import DataSet, open_data_set, validation_images
 from distill.errors import DistillError
@@ -95,12 +96,14 @@ def _unlike(shown: ShownRun, other: ShownRun | None) -> list[str]:
 def _with_agreement(
     shown: ShownRun, other: ShownRun | None, recipe: Recipe, data: DataSet, device: str
 ) -> tuple[ShownRun, ShownRun | None]:
-    """Both runs with their agreement with the first one's teachers, measured where it is not yet known."""
+    """Both runs with their agreement with what taught the first one, measured where it is not yet known."""
     if not recipe.teachers:
         return shown, other
     for teacher in recipe.teachers:
         if not Path(teacher.path).is_file():
             raise DistillError(f"teacher {teacher.path} is not there any more: put it back, or give --images 0")
+    if assistants := finished_assistants(recipe, shown.folder):
+        recipe = replace(recipe, teachers=(assistants[-1],))  # the last one taught the student
 
     def known(run: ShownRun, name: str) -> ShownRun:
         student, file = _checkpoint(run.folder), shown.folder / name
@@ -116,7 +119,10 @@ def _models(shown: ShownRun, other: ShownRun | None, recipe: Recipe) -> dict[str
     """Checkpoints whose detections are drawn, by title."""
     teachers = [Path(teacher.path) for teacher in recipe.teachers]
     titles = ["teacher"] if len(teachers) == 1 else [f"teacher {n}" for n in range(1, len(teachers) + 1)]
-    models = dict(zip(titles, teachers, strict=True)) | {"student": _checkpoint(shown.folder)}
+    models = dict(zip(titles, teachers, strict=True))
+    for number, assistant in enumerate(finished_assistants(recipe, shown.folder), start=1):
+        models[f"assistant {number}"] = Path(assistant.path)
+    models["student"] = _checkpoint(shown.folder)
     return models if other is None else {**models, other.folder.name: _checkpoint(other.folder)}
 
 

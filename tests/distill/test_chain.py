@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distill import yolo
+from distill import page, yolo
 from distill.teacher import file_sha256
 from distill.trainer import DistillationTrainer
 
@@ -78,6 +79,16 @@ def test_the_students_record_names_the_chain(chain: Path, toy_teacher: Path) -> 
     ]
     assert [step["metrics"] for step in student["chain"]] == [described(stage)["metrics"] for stage in stages]
     assert described(stages[0])["chain"] == []
+
+
+def test_its_page_draws_every_assistant_and_compares_the_student_with_the_last(chain: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(chain, tmp_path / "chain"))
+    (run / "agreement.json").unlink()
+    assert page.main([str(run), "--images", "1"]) == 0
+    titles = re.findall(r"<figcaption><b>([^<]*)</b>", (run / "page.html").read_text())
+    assert titles == ["truth", "teacher", "assistant 1", "assistant 2", "student"]
+    (measured,) = json.loads((run / "agreement.json").read_text())["teachers"]
+    assert measured["sha256"] == file_sha256(run / "stages" / "2-yolov8n" / "student" / "student.pt")
 
 
 def test_a_chain_goes_on_in_the_step_that_broke_off_and_repeats_nothing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,36 +15,34 @@ from deploy.runtime.nms import MAX_CANDIDATES
 from deploy.runtime.tensors import Outputs, RawTensor
 
 _LARGEST_EXPONENT = 88.0  # of e, in 32 bits
-_OUTWARDS = np.array([[-1.0], [1.0]], np.float32)  # of a box's two corners
 
 
-@dataclass(frozen=True, eq=False)
-class Survivors:
+class Survivors(NamedTuple):
     """What the score threshold lets through of one image, in memory of its own: no view of the engine's.
 
     A cell comes once in the arrays of length m; with `multi_label` it may make several of the n candidates.
 
     Attributes:
         box_logits: (m, 4 * reg_max) float32.
-        centres: (m, 2) float32, x and y of the cells' centres, in cells of their level.
-        strides: (m, 1) float32, input pixels per cell.
+        anchors: (m, 8) float32: where left, top, right and bottom of an empty box lie, in input pixels, and by how
+            much each moves with one bin of distance: minus or plus the stride.
         mask_coefficients: (m, prototypes) float32 of a segmentation model, (m, 0) of others.
         rows: (n,) int64, each candidate's row in the arrays above; finest level first, cells row by row.
         scores: (n,) float32 in 0..1.
         class_ids: (n,) int64.
+        finite: whether it is known that no box logit is NaN or infinite.
     """
 
     box_logits: NDArray[np.float32]
-    centres: NDArray[np.float32]
-    strides: NDArray[np.float32]
+    anchors: NDArray[np.float32]
     mask_coefficients: NDArray[np.float32]
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
+    finite: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
+class Candidates(NamedTuple):
     """Decoded candidates of one image, before NMS.
 
     Attributes:
@@ -112,7 +110,9 @@ class Head:
         else:
             rows, class_ids = np.arange(len(logits)), logits.argmax(axis=1)
             logits = np.maximum.reduce(logits, axis=1)
-        scores = _sigmoid(logits, least)
+        # Quantized values are finite, and nobody need look whether they are.
+        finite = all(tensors[level.classes].scale and tensors[level.box].scale for level, _ in found)
+        scores = _sigmoid(logits, least, finite)
         kept = _chosen(scores, conf)
         if len(kept) < len(scores):
             rows, scores, class_ids = rows[kept], scores[kept], class_ids[kept]
@@ -120,12 +120,12 @@ class Head:
         masks = [tensors[level.mask].at(cells) for level, cells in found if level.mask is not None]
         return Survivors(
             _joined([tensors[level.box].at(cells) for level, cells in found]),
-            anchors[:, :2],
-            anchors[:, 2:],
+            anchors,
             _joined(masks) if masks else anchors[:, :0],
             rows,
             scores,
             class_ids,
+            finite,
         )
 
     def decode(self, survivors: Survivors) -> Candidates:
@@ -136,7 +136,7 @@ class Head:
         box is not finite makes no candidate.
         """
         rows, scores, class_ids = survivors.rows, survivors.scores, survivors.class_ids
-        if _tame(survivors.box_logits):  # then all boxes are finite
+        if survivors.finite or _tame(survivors.box_logits):  # then all boxes are finite
             boxes = self._boxes(survivors)
         else:
             with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is dropped below
@@ -149,11 +149,11 @@ class Head:
         """(m, 4): the box of each cell."""
         sides = survivors.box_logits.reshape(-1, self._reg_max)
         weights = np.exp(sides - np.maximum.reduce(sides, axis=1, keepdims=True))
-        moments = (weights @ self._moments).reshape(-1, 2, 2, 2)
-        distances = moments[..., 0] / moments[..., 1]  # (cells, the corner, its x and y)
-        boxes: NDArray[np.float32] = survivors.centres[:, None] + distances * _OUTWARDS
-        boxes *= survivors.strides[:, None]
-        return boxes.reshape(-1, 4)
+        moments = weights @ self._moments
+        boxes = (moments[:, 0] / moments[:, 1]).reshape(-1, 4)
+        boxes *= survivors.anchors[:, 4:]
+        boxes += survivors.anchors[:, :4]
+        return boxes
 
 
 def decode(outputs: Outputs, manifest: Manifest, conf: float, multi_label: bool) -> Candidates:
@@ -163,9 +163,10 @@ def decode(outputs: Outputs, manifest: Manifest, conf: float, multi_label: bool)
 
 
 def _anchors(height: int, width: int, stride: int) -> NDArray[np.float32]:
-    """(cells, 3) float32: centre x and y in cells, and the stride; row by row."""
-    y, x = np.mgrid[: height // stride, : width // stride].reshape(2, -1)
-    return np.stack([x + 0.5, y + 0.5, np.full(len(x), stride)], axis=1).astype(np.float32)
+    """(cells, 8) float32, row by row; see `Survivors.anchors`."""
+    y, x = (np.mgrid[: height // stride, : width // stride].reshape(2, -1) + 0.5) * stride
+    outwards = np.full(len(x), stride)
+    return np.stack([x, y, x, y, -outwards, -outwards, outwards, outwards], axis=1).astype(np.float32)
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -180,9 +181,9 @@ def _chosen(scores: NDArray[np.float32], conf: float) -> NDArray[np.int64]:
     return kept
 
 
-def _sigmoid(logits: NDArray[np.float32], least: float) -> NDArray[np.float32]:
-    """Scores of logits, all of them above `least` or NaN."""
-    if least > -_LARGEST_EXPONENT and _tame(logits):
+def _sigmoid(logits: NDArray[np.float32], least: float, finite: bool) -> NDArray[np.float32]:
+    """Scores of logits, all of them above `least` or NaN; `finite` if it is known that none is NaN."""
+    if least > -_LARGEST_EXPONENT and (finite or _tame(logits)):
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.runtime.resize import Resizer
+
+_UINT8 = np.dtype(np.uint8)
+_KNOWN_SIZES = 64  # of images, whose places are remembered
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class Letterbox:
         return tuple(np.array([2 * pair for pair in sides], np.float32))
 
 
+class _Place(NamedTuple):
+    geometry: Letterbox
+    inner: tuple[int, ...]  # top, left, height, width
+    pixels: NDArray[np.uint8]  # (height, width, 3), of the buffer
+
+
 class InputBuffer:
     """Memory for one letterboxed image, used over and over. One thread at a time.
 
@@ -75,6 +85,7 @@ class InputBuffer:
             np.full((1, height, width, 3), self._border, np.uint8) if memory is None else memory
         )
         self._resizer = Resizer()
+        self._places: dict[tuple[int, ...], _Place] = {}  # by the shape of a colour image
         self.forget()
 
     def forget(self) -> None:
@@ -87,12 +98,11 @@ class InputBuffer:
         Raises:
             ValueError: the array is no image.
         """
-        rows = as_rgb(image)
-        geometry, inner = _placed(*rows.shape[:2], *self.pixels.shape[1:3])
+        known = self._places.get(image.shape) if image.dtype is _UINT8 else None
+        rows = image if known else as_rgb(image)
+        geometry, inner, place = known or self._place(rows.shape)
         if self._inner != inner:
             self._draw_border(*inner)
-        top, left, height, width = inner
-        place = self.pixels[0, top : top + height, left : left + width]
         if self._mask and rows.shape == place.shape:
             np.bitwise_xor(rows, self._mask, out=place)
             return geometry
@@ -101,19 +111,32 @@ class InputBuffer:
             np.bitwise_xor(place, self._mask, out=place)
         return geometry
 
+    def _place(self, shape: tuple[int, ...]) -> _Place:
+        """Where an image of this shape, (h, w, 3), goes."""
+        geometry, inner = _placed(*shape[:2], *self.pixels.shape[1:3])
+        top, left, height, width = inner
+        if len(self._places) >= _KNOWN_SIZES:
+            self._places.clear()
+        place = _Place(geometry, inner, self.pixels[0, top : top + height, left : left + width])
+        self._places[shape] = place
+        return place
+
     def _draw_border(self, top: int, left: int, height: int, width: int) -> None:
         """Make border of what the image before covers and the next one, inside these bounds, will not."""
         pixels = self.pixels[0]
         above, before, rows, columns = self._inner
         below, behind = above + rows, before + columns
-        pixels[above : min(top, below)] = self._border
-        pixels[max(top + height, above) : below] = self._border
-        pixels[above:below, before : min(left, behind)] = self._border
-        pixels[above:below, max(left + width, before) : behind] = self._border
+        if above < top:
+            pixels[above : min(top, below)] = self._border
+        if top + height < below:
+            pixels[max(top + height, above) : below] = self._border
+        if before < left:
+            pixels[above:below, before : min(left, behind)] = self._border
+        if left + width < behind:
+            pixels[above:below, max(left + width, before) : behind] = self._border
         self._inner = (top, left, height, width)
 
 
-@functools.lru_cache(maxsize=64)  # the images of a folder are of a few sizes in turn
 def _placed(source_height: int, source_width: int, height: int, width: int) -> tuple[Letterbox, tuple[int, ...]]:
     """Geometry of an image in an input of `height` x `width`, and top, left, height and width that it covers there."""
     gain = min(height / source_height, width / source_width)

@@ -70,16 +70,15 @@ class RawTensor:
 
         Quantized values are compared as they are, with the smallest one that stands for more than `least`.
         """
-        matrix = self.matrix
-        if self.scale:
-            compare: Any = np.greater_equal
-            bound = _first_above(matrix.dtype, self.scale, self.zero_point, least)
-        else:
-            compare, bound = np.greater, _rounded_down(matrix.dtype, least)
+        known = self._bounds.get(least)
+        if known is None:
+            self._bounds.clear()  # a threshold seldom changes
+            known = self._bounds[least] = self._bound(least)
+        compare, bound = known
         if bound is None:
             return np.zeros(0, np.int64)
         row_by_row, marks = memory = self._memory_for_marks()
-        compare(matrix, bound, out=marks)
+        compare(self.matrix, bound, out=marks)
         cells = self._few(row_by_row)
         found = np.flatnonzero(marks.any(axis=0 if self.channels_first else 1)) if cells is None else cells
         self._spare.append(memory)
@@ -107,6 +106,16 @@ class RawTensor:
         except IndexError:  # the first, or several threads look at once
             row_by_row = bytearray(self.matrix.size)
             return row_by_row, np.frombuffer(row_by_row, np.bool_).reshape(self.matrix.shape)
+
+    def _bound(self, least: float) -> tuple[Any, Any]:
+        """How to compare with which value; with None, if no value stands for more than `least`."""
+        if self.scale:
+            return np.greater_equal, _first_above(self.matrix.dtype, self.scale, self.zero_point, least)
+        return np.greater, _rounded_down(self.matrix.dtype, least)
+
+    @functools.cached_property
+    def _bounds(self) -> dict[float, tuple[Any, Any]]:
+        return {}
 
     @functools.cached_property
     def _spare(self) -> list[tuple[bytearray, NDArray[np.bool_]]]:
@@ -139,7 +148,6 @@ def _rounded_down(dtype: np.dtype[Any], least: float) -> Any:
     return nearest if float(nearest) <= least else np.nextafter(nearest, dtype.type(-np.inf))
 
 
-@functools.lru_cache(maxsize=64)
 def _first_above(dtype: np.dtype[Any], scale: float, zero_point: int, least: float) -> Any:
     """The smallest quantized value whose real value exceeds `least`, or None; 8 or 16 bits are few enough to look."""
     info = np.iinfo(dtype)

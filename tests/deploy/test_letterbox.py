@@ -186,3 +186,16 @@ def test_a_buffer_used_again_shows_nothing_of_the_image_before() -> None:
 def test_what_is_not_an_rgb_image_is_refused_with_its_shape(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected uint8 \(height, width, 3\)"):
         letterbox(image, 32, 32)
+
+
+def test_a_buffer_that_knows_a_size_takes_grey_and_refuses_other_types_as_before() -> None:
+    rng = np.random.default_rng(4)
+    buffer = InputBuffer(32, 32)
+    colour, grey = rng.integers(0, 256, (20, 31, 3), np.uint8), rng.integers(0, 256, (20, 31), np.uint8)
+    for image in (colour, grey, np.full((33, 12, 3), 7, np.uint8), colour):
+        geometry = buffer.fill(image)
+        pixels, expected = letterbox(image, 32, 32)
+        assert geometry == expected
+        np.testing.assert_array_equal(buffer.pixels, pixels)
+    with pytest.raises(ValueError, match="expected uint8"):
+        buffer.fill(colour.astype(np.int8))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import deploy.runtime.nms
 from deploy.runtime.nms import nms
 
 
@@ -57,3 +58,27 @@ def test_an_overlap_of_exactly_the_threshold_survives() -> None:
 def test_no_boxes_give_no_boxes() -> None:
     empty = np.zeros((0, 4), np.float32)
     assert nms(empty, np.zeros(0, np.float32), np.zeros(0, np.int64), 0.7, 300).tolist() == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 32), st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0]), st.booleans())
+def test_a_few_boxes_are_compared_one_by_one_with_the_same_result(
+    count: int, seed: int, iou: float, aligned: bool
+) -> None:
+    boxes, scores, class_ids = _random_boxes(count, seed)
+    if aligned:  # overlaps of exactly the threshold, and boxes without area
+        boxes = np.round(boxes / 20) * 20
+    few = nms(boxes, scores, class_ids, iou, max_det=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy.runtime.nms, "_FEW", 0)
+        assert few.tolist() == nms(boxes, scores, class_ids, iou, max_det=20).tolist()
+
+
+def test_too_close_to_the_threshold_a_few_boxes_are_left_to_the_matrix() -> None:
+    kept_of_few = deploy.runtime.nms._kept_of_few
+    boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]]
+    assert kept_of_few(boxes, [0, 0], 0.5) is None
+    assert kept_of_few(boxes, [0, 1], 0.5) == [0, 1]
+    assert kept_of_few(boxes, [0, 0], 0.51) == [0, 1]
+    assert kept_of_few(boxes, [0, 0], 0.49) == [0]
+    assert kept_of_few([[0.0, 0.0, 0.0, 5.0]], [0], 0.5) is None  # no area

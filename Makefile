@@ -3,11 +3,12 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.edge-distill-ready
 
-.PHONY: help demo test parts check bench clean
+.PHONY: help demo test parts check bench clean pi pi-all pi-baseline
 help:
 	@echo "make demo    generate data, distil, deploy to every runtime, bench, open the report"
 	@echo "make test    run the tests (ARGS='-k name' for some of them, TESTS=tests/deploy for a part)"
 	@echo "make check   lint, types, import contracts"
+	@echo "make pi      bench make demo's bundles on an emulated Raspberry Pi, against this machine (pi-all: every engine)"
 	@echo "make bench   bench the newest bundles below runs/ (ARGS='--device pi …' for more)"
 
 # The first Python of a version the tool chains support.
@@ -42,6 +43,17 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+# On an emulated Raspberry Pi, skipped where QEMU is not installed. What make demo left last, its instructions counted;
+# pi-baseline records their number anew, after a change that is meant to cost some or with other versions of the engines.
+PI_RUN ?= $(shell ls -dt demo-run demo-run-* 2>/dev/null | head -n 1)
+PI_TESTS := tests/bench/test_emulated_pi.py
+pi pi-baseline: $(READY)
+	@test -n "$(PI_RUN)" || { echo "error: no bundles to run there: make demo"; exit 1; }
+	EDGE_PI_RUN="$(PI_RUN)" EDGE_PI_RECORD="$(findstring baseline,$@)" $(PY) -m pytest -m pi $(PI_TESTS) $(ARGS)
+
+pi-all: $(READY)
+	$(PY) -m pytest -m pi $(PI_TESTS) $(ARGS)
 
 bench: $(READY)
 	$(PY) bench/run.py $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass
 
 from devices.engines import ENGINES, recipes
@@ -64,5 +65,17 @@ PACKAGES = (
 
 
 def engine_requirements() -> tuple[str, ...]:
-    """All that the virtual environment of an image holds: what each engine needs there, as `pip` takes it."""
-    return tuple(dict.fromkeys(one for engine in ENGINES for one in recipes(engine, MACHINE)[0].requirements))
+    """All that the virtual environment of an image holds: what each engine needs there, as `pip` takes it.
+
+    What is installed here is asked for in the same version, so that what runs there compares with what runs here.
+    """
+    asked = dict.fromkeys(one for engine in ENGINES for one in recipes(engine, MACHINE)[0].requirements)
+    return tuple(map(_as_here, asked))
+
+
+def _as_here(requirement: str) -> str:
+    name = requirement.partition(">")[0]
+    try:
+        return f"{name}=={importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return requirement

@@ -63,7 +63,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_bundle(tiny_model: Path) -> MakeBundle:
     """Writes a bundle folder; `fields` replace those of its manifest."""
 

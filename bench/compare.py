@@ -19,7 +19,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.compare_figures import STATISTICS
+from bench.compare_figures import JUDGED
 from bench.compare_likeness import field_names
 from bench.compare_pair import Comparison, Tolerances, compare
 from bench.compare_sides import Pair, group_key, load_side, pair_up
@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         help="growth of the peak memory tolerated (default: 5%%)")  # fmt: skip
     add("--max-map-drop", type=_points, default=0.3, metavar="POINTS",
         help="loss of mAP50-95, or of top-1 for a classifier, tolerated, in points of 100 (default: 0.3)")  # fmt: skip
-    add("--statistic", choices=tuple(STATISTICS), default="p50",
-        help="of the time per image, that is judged (default: p50)")  # fmt: skip
+    add("--statistic", choices=JUDGED, default="p50",
+        help="of the time per image, that is judged (default: p50; on a busy machine cpu, processor time)")  # fmt: skip
     add("--run-spread", type=percent, default=0.02, metavar="P%",
         help="least spread from run to run to assume where few runs tell of it (default: 2%%)")  # fmt: skip
     add("--allow", action="append", choices=field_names(), default=[], metavar="FIELD",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.distributions import student_quantile
+from bench.errors import BenchError
 from bench.rows import Row
 from bench.statistics import LEVEL, Statistic, block_bootstrap, mean_of, percentile_of
 
@@ -22,11 +23,14 @@ STATISTICS: Mapping[str, Statistic] = {
     "p99": percentile_of(99),
     "mean": mean_of,
 }
+CPU = "cpu"  # processor time per image, of all threads: hardly disturbed by what else runs on the machine
+JUDGED = (*STATISTICS, CPU)
 
 # What the assumed spread counts for beside the measured one, in degrees of freedom: as much as five runs would tell.
 PRIOR_FREEDOM = 4.0
 MEMORY_SPREAD = 0.005  # assumed for the peak memory, from run to run
 _PASSES_TO_LEVEL = 5  # over the images, from which on their medians say what differs between them
+_CPU_SHARE = 1 / 3  # of what disturbs the median, that disturbs the processor time
 _RESAMPLES = 400  # for a standard deviation, which needs fewer than an interval
 
 
@@ -84,13 +88,17 @@ def latency_changes(
     Args:
         baseline: at least one run.
         candidate: at least one run.
-        gated: the one of `STATISTICS` that is judged.
+        gated: the one of `JUDGED` that is judged.
         limit: relative slowdown tolerated, e.g. 0.05.
-        assumed: see `log_ratio`.
+        assumed: see `log_ratio`; of the judged one.
         paired: see `log_ratio`.
+
+    Raises:
+        BenchError: processor time is to be judged and a run has none.
     """
     changes = []
-    for name in [gated, *(name for name in ("p50", "p90", "p99") if name != gated)]:
+    timed = all(row.result.cpu_s_per_image for row in (*baseline, *candidate))
+    for name in [gated, *(name for name in ("p50", "p90", "p99", *([CPU] if timed else [])) if name != gated)]:
         figures = [[run_figure(row, name) for row in rows] for rows in (baseline, candidate)]
         within = float(np.mean([run_variance(row, name) for row in (*baseline, *candidate)]))
         ratio = log_ratio(figures[0], figures[1], within, assumed, paired)
@@ -179,13 +187,26 @@ def log_ratio(
 
 
 def run_figure(row: Row, statistic: str) -> float:
-    """One of `STATISTICS` of a run's time per image, in seconds."""
+    """One of `JUDGED` of a run's time per image, in seconds.
+
+    Raises:
+        BenchError: the result has no processor time and that is asked for.
+    """
+    if statistic == CPU:
+        spent_s = row.result.cpu_s_per_image
+        if not spent_s:
+            raise BenchError(
+                f"{row.folder} has no processor time: run the bench again, or judge by another --statistic"
+            )
+        return spent_s
     total = np.asarray(row.result.latency.total_s(), np.float64)
     return float(STATISTICS[statistic](total[None])[0])
 
 
 def run_variance(row: Row, statistic: str) -> float:
-    """Variance of the logarithm of `run_figure` over block resamples of the run's own samples."""
+    """Variance of the logarithm of `run_figure` over block resamples of the run's own samples; of `CPU` unknown, 0."""
+    if statistic == CPU:
+        return 0.0
     drawn = block_bootstrap(row.result.latency.total_s(), STATISTICS[statistic], _cycle(row), _RESAMPLES)
     return float(np.log(drawn).var())
 
@@ -196,24 +217,28 @@ def _cycle(row: Row) -> int:
     return cycle if isinstance(cycle, int) and cycle > 0 else 1
 
 
-def assumed_spread(baseline: Sequence[Row], candidate: Sequence[Row], least: float, paired: bool = False) -> float:
+def assumed_spread(
+    baseline: Sequence[Row], candidate: Sequence[Row], least: float, paired: bool = False, statistic: str = "p50"
+) -> float:
     """The spread from run to run to assume: `least`, or more where few runs tell of a load on the machine.
 
     A run whose typical sample takes longer than its fast ones shared the machine with something, and how much of that
     a run meets is chance. So where the runs are too few to show their spread (their degrees of freedom do not exceed
     `PRIOR_FREEDOM`) it is taken to be no less than what lies between the tenth percentile and the median of a run,
     on average over the runs; what differs between images is taken out first. `bench.studies.repeatability` holds it
-    against real spreads.
+    against real spreads. Processor time does not wait, but others empty its caches: a third of that is assumed of it.
 
     Args:
         baseline: at least one run.
         candidate: at least one run.
         least: relative.
         paired: whether the runs are taken in pairs.
+        statistic: the one that is judged.
     """
     rows = [*baseline, *candidate]
     freedom = len(baseline) - 1 if paired else len(rows) - 2
-    return least if freedom > PRIOR_FREEDOM else max(least, float(np.mean([disturbance(row) for row in rows])))
+    share = _CPU_SHARE if statistic == CPU else 1.0
+    return least if freedom > PRIOR_FREEDOM else max(least, share * float(np.mean([disturbance(row) for row in rows])))
 
 
 def disturbance(row: Row) -> float:

@@ -29,7 +29,7 @@ class Tolerances:
         latency: relative, e.g. 0.05.
         memory: relative.
         points: of mAP50-95 or top-1 on 0..100.
-        statistic: of the time per image that is judged, of `compare_figures.STATISTICS`.
+        statistic: of the time per image that is judged, of `compare_figures.JUDGED`.
         run_spread: least standard deviation of that from run to run to assume, relative.
         paired: take runs in pairs by their order.
         allowed: fields that may differ, see `compare_likeness.field_names`.
@@ -93,15 +93,16 @@ def compare(pair: Pair, tolerances: Tolerances) -> Comparison:
         unlike.append(f"runs cannot be paired, {len(baseline)} against {len(candidate)}: give as many on both sides")
     if unlike:
         return replace(found, refused=(*unlike, *notes))
-    assumed = assumed_spread(baseline, candidate, tolerances.run_spread, tolerances.paired)
-    judged = latency_changes(baseline, candidate, tolerances.statistic, tolerances.latency, assumed, tolerances.paired)
-    memory = memory_change(baseline, candidate, tolerances.memory, tolerances.paired)
+    statistic, paired = tolerances.statistic, tolerances.paired
+    assumed = assumed_spread(baseline, candidate, tolerances.run_spread, paired, statistic)
+    judged = latency_changes(baseline, candidate, statistic, tolerances.latency, assumed, paired)
+    memory = memory_change(baseline, candidate, tolerances.memory, paired)
     accuracy = accuracy_change(baseline, candidate, tolerances.points)
     changes = [judged[0], memory, *([accuracy] if accuracy else []), *judged[1:]]
-    changes += stage_changes(baseline, candidate, assumed, tolerances.paired)
+    changes += stage_changes(baseline, candidate, assumed, paired)
     notes += [_spread_note(len(baseline) + len(candidate), judged[0], assumed)]
     notes += remarks(first, second, tolerances.allowed)
-    rank_test_p = _rank_test(baseline, candidate, tolerances.statistic)
+    rank_test_p = _rank_test(baseline, candidate, statistic)
     return replace(found, changes=tuple(changes), remarks=tuple(notes), rank_test_p=rank_test_p)
 
 

@@ -69,13 +69,13 @@ def gate_rates(plain: Sequence[Row], slowed: Sequence[Row], tolerances: Toleranc
     for size in sorted({1, 3, 5} & set(range(1, count // 2 + 1))):
         splits = _disjoint(count, size)
         rates.append(_rate("equal", splits, here, here, judged))
-        rates.append(_rate("samples times 1.1", splits, here, scaled, judged))
-        rates.append(_rate("slowed by the spin", _independent(count, size), here, there, judged))
+        rates.append(_rate("figures times 1.1", splits, here, scaled, judged))
+        rates.append(_rate("slowed on purpose", _independent(count, size), here, there, judged))
         turns = [(tuple(range(first, first + size)),) * 2 for first in range(count - size + 1)]
-        rates.append(_rate("slowed by the spin, --paired", turns, here, there, replace(judged, paired=True)))
+        rates.append(_rate("slowed on purpose, --paired", turns, here, there, replace(judged, paired=True)))
     whole = [(tuple(range(count)),) * 2]
-    rates.append(_rate("slowed by the spin", whole, here, there, judged))
-    rates.append(_rate("slowed by the spin, --paired", whole, here, there, replace(judged, paired=True)))
+    rates.append(_rate("slowed on purpose", whole, here, there, judged))
+    rates.append(_rate("slowed on purpose, --paired", whole, here, there, replace(judged, paired=True)))
     return rates
 
 
@@ -146,7 +146,7 @@ def _verdict(split: _Split, first: _Figures, second: _Figures, judged: Tolerance
     a, b = split
     within = float(np.mean([*(first.variances[i] for i in a), *(second.variances[i] for i in b)]))
     sides = [first.rows[i] for i in a], [second.rows[i] for i in b]
-    assumed = assumed_spread(*sides, judged.run_spread, judged.paired)
+    assumed = assumed_spread(*sides, judged.run_spread, judged.paired, judged.statistic)
     values = [first.values[i] for i in a], [second.values[i] for i in b]
     ratio = log_ratio(*values, within, assumed, judged.paired)
     low, high = math.expm1(ratio.log - ratio.margin), math.expm1(ratio.log + ratio.margin)

@@ -1,4 +1,4 @@
-"""Measure a bundle by `bench/run.py` with a known, real slowdown: every image is kept waiting so long, busily.
+"""Measure a bundle by `bench/run.py` with a known, real slowdown: every image takes so much processor time more.
 
     python -m bench.studies.slowed SECONDS ARGUMENTS-OF-BENCH-RUN...
 
@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="bench/run.py on this machine, slowed.",
         allow_abbrev=False,
     )
-    parser.add_argument("seconds", type=_seconds, help="to wait busily per image; arguments of bench/run.py follow")
+    parser.add_argument(
+        "seconds", type=_seconds, help="of processor time more per image; arguments of bench/run.py follow"
+    )
     slowed, given = parser.parse_known_args(argv)
     with patch.object(bench.run, "open_device", lambda *_, **__: SlowedDevice(slowed.seconds)):
         return bench.run.main(given)
@@ -60,11 +62,11 @@ def _seconds(text: str) -> float:
 
 
 def spinning(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-    """`function`, taking `seconds` longer without giving the processor away."""
+    """`function`, with `seconds` of processor time more: where others use the processor it takes longer than that."""
 
     def slowed(*arguments: Any, **named: Any) -> Any:
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
             pass
         return function(*arguments, **named)
 

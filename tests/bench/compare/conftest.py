@@ -83,7 +83,7 @@ def make_result(
         "tools": {"python": "3.13.5", "numpy": "2.4.6", "pillow": "12.0.0"},
     }
     for name, change in changes.items():
-        fields[name] = {**fields[name], **change} if isinstance(change, Mapping) else change
+        fields[name] = {**fields.get(name, {}), **change} if isinstance(change, Mapping) else change
     return Result(**fields)
 
 

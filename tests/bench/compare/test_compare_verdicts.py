@@ -49,6 +49,23 @@ def test_a_slowdown_of_ten_percent_is_called_on_a_noisy_machine(seed: int, run: 
     assert main(["before", "after", "--gate", "--max-latency-change", "20%"]) == 0
 
 
+def test_on_a_busy_machine_the_processor_time_is_judged(run: MakeRun, capsys: Capture) -> None:
+    for seed in range(5):
+        spent = 1.6 * (1 + 0.01 * seed)
+        run("before", seed, run_spread=0.3, cpu={"user_s": spent, "system_s": 0.0, "wall_s": 9.0})
+        run("after", 100 + seed, run_spread=0.3, cpu={"user_s": spent, "system_s": 0.1 * spent, "wall_s": 9.0})
+    assert compared(capsys, "before", "after", "--gate")["passed"]  # by the median, which tells nothing there
+    found = compared(capsys, "before", "after", "--gate", "--statistic", "cpu", code=1)
+    change = figure(found, "cpu")
+    assert change["change"] == pytest.approx(0.1)
+    assert change["baseline"] == pytest.approx(8.0, rel=0.03)  # ms of each of 200 images
+    assert change["verdict"] == "regressed"
+    assert figure(found, "p50")["verdict"] == "shown"
+    run("old", 1)
+    assert main(["before", "old", "--gate", "--statistic", "cpu"]) == 1
+    assert "has no processor time: run the bench again, or judge by another --statistic" in capsys.readouterr().err
+
+
 def test_the_gate_rarely_errs_over_many_series_of_runs() -> None:
     """Five runs a side: unchanged bundles pass, and a slowdown well beyond the tolerance is called."""
     random = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import csv
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ pytest.importorskip("ultralytics", reason="distillation needs the [train] extra"
 
 from PIL import Image  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
+from ultralytics.utils import DEFAULT_CFG  # noqa: E402
 
 from distill import yolo  # noqa: E402
 from distill.trainer import DistillationTrainer  # noqa: E402
@@ -104,6 +106,19 @@ def interrupted_run(
     assert yolo.main(arguments(out)) == 130
     patch.undo()
     return out
+
+
+@pytest.fixture
+def trainer_of(tmp_path: Path) -> Callable[[Any], SimpleNamespace]:
+    """What ultralytics' trainer of a model for the toy data's classes looks like to a callback."""
+
+    def build(model: Any) -> SimpleNamespace:
+        model.args = DEFAULT_CFG
+        data = {"names": dict(enumerate(CLASSES))}
+        place = {"device": torch.device("cpu"), "amp": False, "save_dir": tmp_path}
+        return SimpleNamespace(model=model, data=data, args=DEFAULT_CFG, epoch=0, epochs=10, **place)
+
+    return build
 
 
 @pytest.fixture(scope="session")

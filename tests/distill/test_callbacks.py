@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import ModelEMA
 
@@ -29,21 +30,10 @@ BATCH = {
 
 
 @pytest.fixture
-def trainer(toy_teacher: Path, tmp_path: Path) -> SimpleNamespace:
-    """What ultralytics' trainer looks like to a callback."""
+def trainer(trainer_of: Callable[[Any], SimpleNamespace]) -> SimpleNamespace:
+    """What ultralytics' trainer of a YOLOv8n looks like to a callback."""
     torch.manual_seed(0)
-    model = DetectionModel("yolov8n.yaml", nc=2, verbose=False)
-    model.args = DEFAULT_CFG
-    return SimpleNamespace(
-        model=model,
-        data={"names": {0: "red", 1: "blue"}},
-        device=torch.device("cpu"),
-        amp=False,
-        args=DEFAULT_CFG,
-        epoch=0,
-        epochs=10,
-        save_dir=tmp_path,
-    )
+    return trainer_of(DetectionModel("yolov8n.yaml", nc=2, verbose=False))
 
 
 def test_each_loss_is_a_named_part_and_the_parts_make_the_total(trainer: SimpleNamespace, toy_teacher: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,9 +117,9 @@ def test_the_teacher_answers_as_its_whole_model_without_masks_or_keypoints(teach
     assert frozen.model.model[-1].cv4 is None
 
 
-def test_the_label_losses_are_those_of_plain_training(task: str, teacher: Path, tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
+def test_the_label_losses_are_those_of_plain_training(
+    task: str, teacher: Path, trainer_of: Callable[[Any], SimpleNamespace]
+) -> None:
     torch.manual_seed(0)
     model = build(task, "n")
     model.args = DEFAULT_CFG
@@ -132,17 +134,7 @@ def test_the_label_losses_are_those_of_plain_training(task: str, teacher: Path, 
     batch["masks"][:, 5:11, 5:11] = 1
     model.train()
     plain, plain_parts = model(batch)
-    trainer = SimpleNamespace(
-        model=model,
-        data={"names": {0: "red", 1: "blue"}},
-        device=torch.device("cpu"),
-        amp=False,
-        args=DEFAULT_CFG,
-        epoch=0,
-        epochs=1,
-        save_dir=tmp_path,
-    )
-    Distillation(str(teacher), {"bounded": 1.0}, 1.0)(trainer)
+    Distillation(str(teacher), {"bounded": 1.0}, 1.0)(trainer_of(model))
     total, parts = model(batch)
     assert type(model.criterion.plain) is (v8SegmentationLoss if task == "segment" else v8PoseLoss)
     torch.testing.assert_close(total[: len(plain)], plain)

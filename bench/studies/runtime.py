@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "--imgsz", type=positive_whole_number, nargs="+", default=[320, 640], help="sides (default: 320 640)"
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="default: all three")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of latency (default: both)"
+    )
     parser.add_argument("--threads", type=positive_whole_number, default=2, help="of every contender (default: 2)")
     parser.add_argument("--rounds", type=positive_whole_number, default=10, help="default: %(default)s")
     parser.add_argument("--images", type=positive_whole_number, default=20, help="of a round (default: %(default)s)")
@@ -114,11 +117,12 @@ def _side(text: str) -> int:
 
 def _make_models(arguments: argparse.Namespace, main_set: Workshop, others: Sequence[tuple[Workshop, int]]) -> None:
     """Everything is made before anything is measured; what fails here is told again, in its row, when it is used."""
+    precisions = PRECISIONS if "memory" in arguments.only else arguments.precisions
     wanted = [
         (engine, precision, side)
         for side in arguments.imgsz
         for engine in arguments.engines
-        for precision in PRECISIONS
+        for precision in precisions
     ]
     for engine, precision, side in wanted if {"latency", "memory"} & set(arguments.only) else []:
         for make in (main_set.bundle, main_set.export):
@@ -140,7 +144,7 @@ def _cells(arguments: argparse.Namespace, workshop: Workshop, log_file: Path) ->
     images = _images(workshop)
     for side in arguments.imgsz:
         for engine in arguments.engines:
-            for precision in PRECISIONS:
+            for precision in arguments.precisions:
                 cell = (side, engine, precision)
                 try:
                     entrants = list(_entrants(arguments, workshop, *cell))

@@ -181,7 +181,9 @@ class _Driver:
         if self._site is None:
             if not device.shares_files:
                 self._board.show(device.name, task.name, "connecting")
-            self._site = Site(device)
+            tasks = self._lane.tasks
+            sets = dict.fromkeys(tuple(one.images.paths) for one in tasks)
+            self._site = Site(device, [one.bundle for one in tasks], list(sets))
             self._usable = True
         try:
             return self._site.measure(

@@ -57,17 +57,27 @@ OnProgress = Callable[[str, str], None]
 class Site:
     """A device with its facts read and the worker's code in place; bundles and images follow when they are used."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, bundles: Sequence[Bundle] = (), images: Sequence[Sequence[Path]] = ()) -> None:
         """Connect, and push the code.
+
+        Args:
+            device: where to measure.
+            bundles: to be measured; it is asked at once which of them are there.
+            images: the sets of images to measure them on, likewise.
 
         Raises:
             BenchError: its Python is too old, or lacks numpy or Pillow.
             DeviceError: it cannot be reached or written to.
         """
         self.device = device
-        self._packages = self._checked_packages(device.facts())
         self._pushed_images: dict[tuple[Path, ...], list[str]] = {}
-        self._code = str(_CODE_ROOT) if device.shares_files else self._push("code", code_files())
+        self._folders: dict[tuple[str, ...], str] = {}
+        sets = [("code", code_files())]
+        sets += [("bundles", _bundle_files(bundle)) for bundle in bundles]
+        sets += [("data", _image_files(one)) for one in images]
+        asked = [] if device.shares_files else [self._folder(*one) for one in sets]
+        self._packages = self._checked_packages(device.facts(asked))
+        self._code = str(_CODE_ROOT) if device.shares_files else self._push(*sets[0])
 
     def measure(
         self, bundle: Bundle, images: Sequence[Path], job: Mapping[str, Any], on_progress: OnProgress
@@ -180,21 +190,26 @@ class Site:
     def _bundle_path(self, bundle: Bundle) -> str:
         if self.device.shares_files:
             return str(bundle.path.absolute())
-        files = {name: bundle.path / name for name in (MANIFEST_NAME, *bundle.manifest.files)}
-        return self._push("bundles", files)
+        return self._push("bundles", _bundle_files(bundle))
 
     def _image_paths(self, images: Sequence[Path]) -> list[str]:
         if self.device.shares_files:
             return [str(path.absolute()) for path in images]
         if tuple(images) not in self._pushed_images:
-            # Names of users' files are theirs; a number and a suffix are enough over there.
-            files = {f"{index:06d}{path.suffix.lower()}": path for index, path in enumerate(images)}
+            files = _image_files(images)
             folder = self._push("data", files)
             self._pushed_images[tuple(images)] = [f"{folder}/{name}" for name in files]
         return self._pushed_images[tuple(images)]
 
     def _push(self, kind: str, files: Mapping[str, Path]) -> str:
-        return self.device.push(files, f"{kind}/{_digest(files)}")
+        return self.device.push(files, self._folder(kind, files))
+
+    def _folder(self, kind: str, files: Mapping[str, Path]) -> str:
+        """Where a set of files lies below the device's work folder; its content is read once."""
+        key = (kind, *map(str, files.values()))
+        if key not in self._folders:
+            self._folders[key] = f"{kind}/{_digest(files)}"
+        return self._folders[key]
 
 
 def code_files() -> dict[str, Path]:
@@ -206,6 +221,15 @@ def code_files() -> dict[str, Path]:
 def code_digest() -> str:
     """A hash of every file that the worker needs."""
     return _digest(code_files())
+
+
+def _bundle_files(bundle: Bundle) -> dict[str, Path]:
+    return {name: bundle.path / name for name in (MANIFEST_NAME, *bundle.manifest.files)}
+
+
+def _image_files(images: Sequence[Path]) -> dict[str, Path]:
+    """Names of users' files are theirs; a number and a suffix are enough over there."""
+    return {f"{index:06d}{path.suffix.lower()}": path for index, path in enumerate(images)}
 
 
 def _digest(files: Mapping[str, Path]) -> str:

@@ -92,8 +92,13 @@ class Device(Protocol):
     def pull(self, folder: str, destination: Path) -> None:
         """Copy a folder from there (absolute path) to `destination`, which must not exist; all or nothing."""
 
-    def facts(self) -> Mapping[str, Any]:
-        """Python, packages, processor and space there, see `devices.probe.facts`."""
+    def facts(self, folders: Sequence[str] = ()) -> Mapping[str, Any]:
+        """Python, packages, processor and space there, see `devices.probe.facts`.
+
+        Args:
+            folders: relative to `workdir`, as `push` takes them. Those that are there count as used now, and the next
+                `push` of each takes no further word.
+        """
 
     def stop(self) -> None:
         """End what another thread runs there, in order; it fails with `DeviceError`, and so does all that follows."""

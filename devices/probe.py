@@ -14,6 +14,7 @@ import shutil
 import struct
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,5 +106,22 @@ def _memory_bytes() -> int | None:
         return None
 
 
+def used(folders: list[str]) -> list[str]:
+    """Those that are there, which count as used from now on, for `devices.transfer.prune`."""
+    there = [folder for folder in folders if Path(folder).is_dir()]
+    for folder in there:
+        with suppress(OSError):  # on a disk that cannot be written to, nothing is removed either
+            os.utime(folder)
+    return there
+
+
+def main() -> None:
+    """Answer on stdout; a line of JSON on stdin may name `folders` to look for, of which those found are told."""
+    line = sys.stdin.buffer.readline()
+    request = json.loads(line.decode()) if line.strip() else {}
+    found = {"folders": used(request["folders"])} if request else {}
+    print(MARK + json.dumps({**facts(), **found}))  # noqa: T201
+
+
 if __name__ == "__main__":
-    print(MARK + json.dumps(facts()))  # noqa: T201
+    main()

@@ -95,28 +95,28 @@ class _Conversation:
         self._stderr: deque[str] = deque(maxlen=_KEPT_STDERR_LINES)
         self._last_sign_of_life = time.monotonic()
         self._ending = threading.Event()
+        # `Popen.wait` with a time-out sleeps up to 50 ms too long, which adds up over many short commands.
+        self._over = threading.Event()
         self._writer = threading.Thread(target=self._write, args=(feed, hold_stdin), daemon=True)
         self._readers = [
             threading.Thread(target=self._read_stdout, daemon=True),
             threading.Thread(target=self._read_stderr, args=(on_stderr,), daemon=True),
         ]
-        for thread in (self._writer, *self._readers):
+        waiter = threading.Thread(target=self._await_end, daemon=True)
+        for thread in (waiter, self._writer, *self._readers):
             thread.start()
 
     def wait(self, timeout_s: float, stop: threading.Event | None) -> None:
         while True:
             left_s = max(0.0, self._last_sign_of_life + timeout_s - time.monotonic())
-            try:
-                self._process.wait(left_s if stop is None else min(left_s, _LOOK_S))
-            except subprocess.TimeoutExpired:
-                if time.monotonic() - self._last_sign_of_life >= timeout_s:
-                    raise DeviceError(
-                        f"no sign of life for {timeout_s:g} s from {_shown(self._process.args)}: gave up and ended it"
-                    ) from None
-                if stop is not None and stop.is_set():
-                    raise DeviceError(_STOPPED) from None
-            else:
+            if self._over.wait(left_s if stop is None else min(left_s, _LOOK_S)):
                 return
+            if time.monotonic() - self._last_sign_of_life >= timeout_s:
+                raise DeviceError(
+                    f"no sign of life for {timeout_s:g} s from {_shown(self._process.args)}: gave up and ended it"
+                )
+            if stop is not None and stop.is_set():
+                raise DeviceError(_STOPPED)
 
     def output(self) -> Output:
         # An ssh that left a connection open for reuse may keep these pipes open: what is not there soon never comes.
@@ -138,9 +138,11 @@ class _Conversation:
             self._ended_within(_GRACE_S)
 
     def _ended_within(self, seconds: float) -> bool:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        return self._process.returncode is not None
+        return self._over.wait(seconds)
+
+    def _await_end(self) -> None:
+        self._process.wait()
+        self._over.set()
 
     def _write(self, feed: Feed | None, hold_stdin: bool) -> None:
         stdin = self._process.stdin

@@ -91,6 +91,7 @@ class SshDevice:
         self._connection = SharedConnection(host, ssh_config)
         self._was_connected = False
         self._stop = threading.Event()
+        self._there: set[str] = set()  # what `facts` found and `push` has not asked for yet
 
     @cached_property
     def python(self) -> tuple[str, ...]:
@@ -131,6 +132,9 @@ class SshDevice:
     def push(self, files: Mapping[str, Path], folder: str) -> str:
         """Copy files below `workdir` there; see `devices.Device.push`."""
         target = f"{self.workdir}/{folder}"
+        if folder in self._there:
+            self._there.remove(folder)  # by `facts`, for once: it may be gone the next time
+            return target
         if self.run(["test", "-d", target], timeout_s=_QUICK_S).returncode == 0:
             # For `transfer.prune`; on a disk that cannot be written to, nothing is removed either.
             self.run(["touch", "-c", "--", target], timeout_s=_QUICK_S)
@@ -162,11 +166,19 @@ class SshDevice:
         except transfer.BrokenTransferError as error:
             raise TransferError(f"{self.name}: cannot pull {folder}: {error}") from error
 
-    def facts(self) -> Mapping[str, Any]:
-        """Facts of that machine; see `devices.probe.facts`."""
-        output = self._program(probe, None, None)
+    def facts(self, folders: Sequence[str] = ()) -> Mapping[str, Any]:
+        """Facts of that machine; see `devices.Device.facts`.
+
+        Each command starts the account's shell there, whose start-up files may take longer than the command: what can
+        be asked with another question is.
+        """
+        targets = [f"{self.workdir}/{folder}" for folder in folders]
+        output = self._program(probe, {"folders": targets}, None)
         facts = reported_facts(output.stdout.decode("utf-8", "replace"), self.name)
         if facts is not None:
+            found = facts.pop("folders", None)
+            there = found if isinstance(found, list) else []
+            self._there = {folder for folder, target in zip(folders, targets, strict=True) if target in there}
             return facts
         raise DeviceError(
             f"{self.name}: {self._given_python} does not run there (exit code {output.returncode}: {_reason(output)}): "

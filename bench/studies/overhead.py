@@ -1,8 +1,9 @@
 """`python -m bench.studies.overhead`: what the harness costs beside the measurement itself.
 
 Two questions. How much longer does `bench/run.py --device` take over SSH than the same run started by hand on that
-machine? And how much longer do several devices at once take than the slowest of them alone? Both are asked of devices
-on this machine, each behind an sshd of its own on loopback.
+machine? And how much longer do several devices at once take than the slowest of them? Both are asked of devices on this
+machine, each behind an sshd of its own on loopback. Real devices share no processors, these do: so "the slowest" is
+that of as many runs started by hand at the same moment, which share them as well, without a harness in between.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -42,6 +44,7 @@ class Timings:
         hand: `bench/run.py` started there.
         worker: `bench/measure.py` alone started there: no score, no report.
         alone: by device, a bench of that one.
+        by_hand: as many runs as there are devices, started there at the same moment, until the slowest has ended.
         together: a bench of all at once.
         fps_alone: by device, images per second that it measured.
         fps_together: likewise, of the last turn.
@@ -52,6 +55,7 @@ class Timings:
     hand: Sequence[float]
     worker: Sequence[float]
     alone: dict[str, Sequence[float]]
+    by_hand: Sequence[float]
     together: Sequence[float]
     fps_alone: dict[str, float]
     fps_together: dict[str, float]
@@ -68,7 +72,12 @@ class Timings:
 
     @property
     def together_ratio(self) -> float:
-        """All at once against the slowest alone, by their medians."""
+        """All at once against the slowest of as many by hand at once, by their medians."""
+        return median(self.together) / median(self.by_hand)
+
+    @property
+    def alone_ratio(self) -> float:
+        """All at once against the slowest device alone on the machine, by their medians."""
         return median(self.together) / max(map(median, self.alone.values()))
 
 
@@ -119,9 +128,11 @@ def _timings(arguments: argparse.Namespace, names: Sequence[str], inventory: Pat
 
     def bench(what: str, *flags: str) -> tuple[float, dict[str, float]]:
         log(f"timing {what}")
-        out = work / "out" / str(next(counts))
-        seconds, said = _timed([str(RUN), *given, *flags, "--out", str(out), "--json"])
-        return seconds, {row["device"]: row["fps"] for row in json.loads(said)["results"]}
+        seconds, said = _timed(command(*flags))
+        return seconds, {row["device"]: row["fps"] for row in json.loads(said[0])["results"]}
+
+    def command(*flags: str) -> list[str]:
+        return [str(RUN), *given, *flags, "--out", str(work / "out" / str(next(counts))), "--json"]
 
     def far(devices: Sequence[str]) -> tuple[float, dict[str, float]]:
         return bench(" and ".join(devices), "--device", ",".join(devices), "--inventory", str(inventory))
@@ -137,12 +148,17 @@ def _timings(arguments: argparse.Namespace, names: Sequence[str], inventory: Pat
     for name in names[1:]:
         far([name])  # sends what the device lacks
     alone = {name: [far([name]) for _ in turns] for name in names}
-    together = [far(names) for _ in turns]
+    together, by_hand = [], []
+    for _ in turns:
+        together.append(far(names))
+        log(f"timing {len(names)} by hand at the same moment")
+        by_hand.append(_timed(*(command() for _ in names))[0])
     return Timings(
         first=first,
         bench=over_ssh,
         hand=hand,
         worker=worker,
+        by_hand=by_hand,
         alone={name: [seconds for seconds, _ in runs] for name, runs in alone.items()},
         together=[seconds for seconds, _ in together],
         fps_alone={name: runs[-1][1][name] for name, runs in alone.items()},
@@ -164,16 +180,21 @@ def _job(arguments: argparse.Namespace) -> Job:
     )
 
 
-def _timed(words: Sequence[str]) -> tuple[float, str]:
-    """Wall time and stdout of a Python program, from its start to its end."""
-    started = time.perf_counter()
+def _timed(*commands: Sequence[str]) -> tuple[float, list[str]]:
+    """Wall time from the start of Python programs at the same moment to the end of the last, and what each printed."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        started = time.perf_counter()
+        said = list(pool.map(_run, commands))
+        return time.perf_counter() - started, said
+
+
+def _run(words: Sequence[str]) -> str:
     done = subprocess.run(
         [sys.executable, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    seconds = time.perf_counter() - started
     if done.returncode != 0:
         raise BenchError(f"{words[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
-    return seconds, done.stdout
+    return done.stdout
 
 
 def page(timings: Timings, arguments: argparse.Namespace, machine: dict[str, Any], command: str) -> str:
@@ -202,17 +223,19 @@ def page(timings: Timings, arguments: argparse.Namespace, machine: dict[str, Any
         _verdict("Against the same run by hand", timings.hand_ratio, HAND_LIMIT),
         f"Against the worker alone: {_ratio(timings.worker_ratio)}.",
         "",
-        f"## {count} devices at once, against the slowest alone",
+        f"## {count} devices at once, against the slowest of {count} by hand at once",
         "",
         "| command | median, s | lowest to highest, s | images per second measured |",
         "| --- | ---: | ---: | ---: |",
         *(f"{_line(name, seconds)} {timings.fps_alone[name]:.1f} |" for name, seconds in timings.alone.items()),
+        f"{_line(f'`bench/run.py` started there {count} times at the same moment', timings.by_hand)} |",
         f"{_line('all at once', timings.together)} "
         f"{' '.join(f'{timings.fps_together[name]:.1f}' for name in timings.alone)} |",
         "",
-        _verdict("All at once against the slowest alone", timings.together_ratio, PARALLEL_LIMIT),
-        f"The devices share {cores} cores with each other and with the harness: what they lose to each other, which "
-        "the last column shows, boards of their own would not lose.",
+        _verdict("All at once against the slowest by hand at once", timings.together_ratio, PARALLEL_LIMIT),
+        f"Against the slowest device alone: {_ratio(timings.alone_ratio)}. The devices share {cores} cores with each "
+        "other and with the harness, which boards of their own would not: what they lose to each other is in both "
+        "sides of the first ratio and in one side of the second.",
         "",
         "## Command",
         "",

@@ -30,6 +30,7 @@ def test_every_kind_of_run_is_timed(sshd: object, tiny_bundle: Path, tiny_data: 
         "the worker alone started there: no score, no report",
         "loopback1",
         "loopback2",
+        "`bench/run.py` started there 2 times at the same moment",
         "all at once",
     ]
     seconds = [float(value) for _, value in rows]
@@ -46,16 +47,19 @@ def test_the_verdict_follows_from_the_medians_and_is_never_rounded_in_our_favour
         bench=[11.0, 11.0005, 30.0],
         hand=[10.0, 10.0, 10.0],
         worker=[8.0, 8.0, 8.0],
-        alone={"a": [5.0, 6.0, 7.0], "b": [10.0, 10.0, 10.0]},
+        alone={"a": [5.0, 6.0, 7.0], "b": [8.0, 8.0, 8.0]},
+        by_hand=[10.0, 10.0, 10.0],
         together=[11.9, 12.0, 12.1],
         fps_alone={"a": 100.0, "b": 50.0},
         fps_together={"a": 90.0, "b": 45.0},
     )
     assert (timings.hand_ratio, timings.together_ratio) == (pytest.approx(1.10005), pytest.approx(1.2))
+    assert timings.alone_ratio == pytest.approx(1.5)
     arguments = argparse.Namespace(bundle=tiny_bundle, threads=1, samples=100, min_seconds=5.0, runs=3)
     text = page(timings, arguments, MACHINE, "the command")
     assert "Against the same run by hand: 1.101; at most 1.1 is asked: NOT met." in text
-    assert "All at once against the slowest alone: 1.200; at most 1.2 is asked: met." in text
+    assert "All at once against the slowest by hand at once: 1.200; at most 1.2 is asked: met." in text
+    assert "Against the slowest device alone: 1.500." in text
     assert "| all at once | 12.00 | 11.90 to 12.10 | 90.0 45.0 |" in text
     assert "Cortex-A76, 4 cores" in text
 

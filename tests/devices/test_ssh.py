@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,24 @@ def test_a_python_that_chatters_first_is_understood(far: MakeDevice, tmp_path: P
     (tmp_path / "a").write_bytes(b"a")
     device.pull(device.push({"a": tmp_path / "a"}, "x"), tmp_path / "back")
     assert (tmp_path / "back" / "a").read_bytes() == b"a"
+
+
+def test_folders_asked_for_with_the_facts_are_pushed_without_another_word(
+    far: MakeDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    files = {"a": tmp_path / "a"}
+    device = far()
+    there = [device.push(files, folder) for folder in ("data/1", "data/$(2) '")]
+    os.utime(there[0], (0, 0))
+    assert "folders" not in device.facts(["data/1", "data/3", "data/$(2) '"])
+    assert Path(there[0]).stat().st_mtime > 1e9  # it counts as used
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "run", None)
+        assert [device.push(files, folder) for folder in ("data/1", "data/$(2) '")] == there
+    assert Path(device.push(files, "data/3"), "a").read_bytes() == b"a"
+    shutil.rmtree(there[0])
+    assert Path(device.push(files, "data/1"), "a").read_bytes() == b"a"  # it is asked anew each time
 
 
 def test_a_full_disk_there_is_reported_and_nothing_half_copied_stays(

@@ -17,7 +17,7 @@ from distill.schedules import Schedule
 
 
 def test_the_recipes_that_are_spoken_of_exist() -> None:
-    assert {"damo", "ppyoloe", "rtmdet", "ultralytics", "default"} <= set(known_recipes())
+    assert {"damo", "logits", "ppyoloe", "rtmdet", "ultralytics", "default"} <= set(known_recipes())
 
 
 @pytest.mark.parametrize("name", known_recipes())

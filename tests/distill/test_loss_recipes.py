@@ -67,7 +67,7 @@ def test_a_file_that_is_wrong_is_refused_with_what_was_expected(tmp_path: Path, 
 
 
 def test_an_unknown_name_lists_the_known_ones_and_a_missing_file_is_named() -> None:
-    with pytest.raises(DistillError, match=r"unknown recipe 'dammo'.*damo, default, ppyoloe"):
+    with pytest.raises(DistillError, match=r"unknown recipe 'dammo'.*damo, default, logits, ppyoloe"):
         read_loss_recipe("dammo")
     with pytest.raises(DistillError, match=r"recipe no\.toml cannot be read"):
         read_loss_recipe("no.toml")

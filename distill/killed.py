@@ -23,6 +23,8 @@ from distill.arguments import at_least
 from distill.command import run_command
 from distill.errors import DistillError
 from distill.teacher import load_weights
+from distill.teacher_running import RECORD_FILE
+from distill.teacher_speed import SpeedRecord
 from distill.training import resumable_epoch
 
 __all__ = ["Kill", "Verdict", "compare_runs", "main"]
@@ -105,6 +107,7 @@ def _study(args: argparse.Namespace, training: Sequence[str]) -> Verdict:
     start = time.monotonic()
     _finish(_start([*training, "--out", str(whole)]))
     took = time.monotonic() - start
+    training = [*training, *_same_layout(whole)]
     # Moments spread over a whole run mostly fall before its first complete epoch, where there is nothing to resume, if
     # they are counted from each new start; so also short ones count, and the longest is half a run.
     log.info("the uninterrupted run took %.1f s; killing %d times, each within %.1f s", took, args.kills, took / 2)
@@ -119,6 +122,15 @@ def _study(args: argparse.Namespace, training: Sequence[str]) -> Verdict:
                 log.info("kill %d of %d: %s", len(verdict.kills), args.kills, kill)
         verdict = compare_runs(whole, folder, verdict)
     return verdict
+
+
+def _same_layout(whole: Path) -> list[str]:
+    """The flag by which a run that begins anew runs its teachers as ``whole`` did, measuring nothing.
+
+    Two layouts may be as fast, and a run that measures for itself may choose the other one: it is another run then.
+    """
+    chosen = {layout.option for layout in SpeedRecord(whole / "train" / RECORD_FILE).layouts()}
+    return ["--teacher-precision", chosen.pop()] if len(chosen) == 1 else []
 
 
 def _once(folder: Path, run: int, training: Sequence[str], seconds: float | None) -> Kill | None:

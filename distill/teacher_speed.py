@@ -20,9 +20,13 @@ __all__ = ["PRECISIONS", "Layout", "SpeedRecord", "candidates", "fastest", "mult
 
 log = logging.getLogger(__name__)
 
-#: ``--teacher-precision``: by measurement, or fixed.
-PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16")
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: ``--teacher-precision``: by measurement, the precision fixed, or the memory format too.
+PRECISIONS: Final = (
+    "auto",
+    *DTYPES,
+    *(f"{name}-{order}" for name in DTYPES for order in ("contiguous", "channels-last")),
+)
 
 _IMAGES: Final = 4  # of the first batch; the ranking is that of the whole batch, at a fraction of its time
 _ROUNDS: Final = 3
@@ -55,6 +59,11 @@ class Layout:
         return self.precision + (" channels-last" if self.channels_last else "")
 
     @property
+    def option(self) -> str:
+        """What ``--teacher-precision`` takes to have this one without a measurement."""
+        return f"{self.precision}-{'channels-last' if self.channels_last else 'contiguous'}"
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision as torch knows it."""
         return DTYPES[self.precision]
@@ -78,12 +87,15 @@ def candidates(device: torch.device, student: str, asked: str) -> list[Layout]:
         device: where the teacher runs.
         student: precision of the student's forward pass.
         asked: ``--teacher-precision``. ``auto`` is the student's precision, for a teacher that is more exact than what
-            it teaches costs time for nothing, and on a CPU that multiplies bfloat16 also that.
+            it teaches costs time for nothing, and on a CPU that multiplies bfloat16 also that. A name with a memory
+            format, such as ``bf16-channels-last``, leaves nothing to measure.
     """
-    precisions = [student if asked == "auto" else asked]
+    precision, _, order = asked.partition("-")
+    precisions = [student if asked == "auto" else precision]
     if asked == "auto" and device.type == "cpu" and student == "fp32" and multiplies_bfloat16():
         precisions.append("bf16")
-    return [Layout(precision, channels_last) for precision in precisions for channels_last in (False, True)]
+    orders = (order == "channels-last",) if order else (False, True)
+    return [Layout(name, channels_last) for name in precisions for channels_last in orders]
 
 
 @torch.no_grad()
@@ -122,6 +134,10 @@ class SpeedRecord:
         """The layout of a teacher, counted from 0, on a kind of device; None before it was chosen there."""
         entry = self._entries().get(f"{teacher} {device}")
         return None if entry is None else Layout(**{**entry, "images": tuple(entry["images"])})
+
+    def layouts(self) -> list[Layout]:
+        """All that it holds."""
+        return [Layout(**{**entry, "images": tuple(entry["images"])}) for entry in self._entries().values()]
 
     def write(self, teacher: int, device: str, layout: Layout) -> None:
         """Add a teacher's layout; the file is replaced, never half-written."""

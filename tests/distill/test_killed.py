@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from distill import killed
 from distill.killed import Kill, Verdict, compare_runs
+from distill.teacher_running import RECORD_FILE
+from distill.teacher_speed import Layout, SpeedRecord
 
 
 def test_a_run_equals_itself_and_one_bit_is_noticed(finished_run: Path, tmp_path: Path) -> None:
@@ -28,6 +31,38 @@ def test_a_run_equals_itself_and_one_bit_is_noticed(finished_run: Path, tmp_path
     assert verdict.largest_difference == pytest.approx(0.25, abs=1e-3)
     assert not verdict.same_results
     assert not verdict.equal
+
+
+def test_runs_that_begin_anew_run_their_teacher_as_the_first_one_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    class Training:
+        """One that ends at once and says that its teacher ran in bfloat16."""
+
+        returncode = 0
+
+        def __init__(self, arguments: Sequence[str]) -> None:
+            started.append(list(arguments))
+            self.out = Path(arguments[arguments.index("--out") + 1])
+
+        def communicate(self) -> tuple[str, str]:
+            for name in ("student", "train"):
+                (self.out / name).mkdir(parents=True, exist_ok=True)
+            (self.out / "student" / "student.json").write_text("{}")
+            SpeedRecord(self.out / "train" / RECORD_FILE).write(0, "cpu", Layout("bf16", channels_last=True))
+            return "", ""
+
+        def wait(self, seconds: float) -> int:
+            return self.returncode
+
+    monkeypatch.setattr(killed, "_start", Training)
+    monkeypatch.setattr(killed, "compare_runs", lambda *_: Verdict([Kill(1, 1.0, None)]))
+    assert killed.main(["--out", str(tmp_path / "runs"), "--kills", "1", "--epochs", "2"]) == 0
+    first, second = started
+    assert "--teacher-precision" not in first
+    assert second[second.index("--teacher-precision") + 1] == "bf16-channels-last"
 
 
 def test_a_folder_that_exists_and_a_training_that_fails_are_refused_in_one_line(

@@ -16,7 +16,7 @@ from distill.losses import LOSSES, Activations, HeadPair
 from distill.teacher import Teacher, load_weights
 from distill.teacher_options import TeacherOptions
 from distill.teacher_running import RECORD_FILE, run_teachers
-from distill.teacher_speed import DTYPES, Layout, SpeedRecord, candidates, fastest
+from distill.teacher_speed import DTYPES, PRECISIONS, Layout, SpeedRecord, candidates, fastest
 
 CPU = torch.device("cpu")
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -64,6 +64,8 @@ def test_a_teacher_follows_the_students_precision_and_tries_bfloat16_where_the_c
     assert names == ["fp32", "fp32 channels-last", "bf16", "bf16 channels-last"]
     assert [one.name for one in candidates(CPU, "bf16", "auto")] == ["bf16", "bf16 channels-last"]
     assert [one.name for one in candidates(CPU, "fp32", "fp32")] == ["fp32", "fp32 channels-last"]
+    for asked in PRECISIONS[4:]:  # those that name the memory format
+        assert [one.option for one in candidates(CPU, "fp32", asked)] == [asked]
     monkeypatch.setattr("distill.teacher_speed.multiplies_bfloat16", lambda: False)
     assert {one.precision for one in candidates(CPU, "fp32", "auto")} == {"fp32"}
     assert {one.precision for one in candidates(torch.device("cuda"), "fp16", "auto")} == {"fp16"}

@@ -41,12 +41,14 @@ class Kill:
     Attributes:
         run: which of the killed runs.
         after_s: seconds from the start of its process.
-        epochs: complete epochs that could be resumed from then; None when the run had to begin again.
+        epochs: complete epochs that could be resumed from then; None when there was nothing to resume.
+        published: whether the student was there already, and the run had nothing left but measuring its agreement.
     """
 
     run: int
     after_s: float
     epochs: int | None
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _once(folder: Path, run: int, training: Sequence[str], seconds: float | None
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        return Kill(run, round(seconds, 2), resumable_epoch(folder))
+        return Kill(run, round(seconds, 2), resumable_epoch(folder), _finished(folder))
     _finish(process)
     return None
 
@@ -175,12 +177,18 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _words(verdict: Verdict) -> str:
-    lines = [f"run {k.run}: killed after {k.after_s:6.2f} s, resumable after epoch {k.epochs}" for k in verdict.kills]
+    lines = [f"run {kill.run}: killed after {kill.after_s:6.2f} s, {_left(kill)}" for kill in verdict.kills]
     results = "equal" if verdict.same_results else "DIFFERENT"
     weights = f"DIFFERENT by up to {verdict.largest_difference:.3g}: {', '.join(verdict.differing)}"
     lines.append(f"results.csv: {results}")
     lines.append(f"weights of {', '.join(_CHECKPOINTS)}: {weights if verdict.differing else 'equal bit for bit'}")
     return "\n".join(lines) + "\n"
+
+
+def _left(kill: Kill) -> str:
+    if kill.published:
+        return "its student published"
+    return "no epoch complete: begun anew" if kill.epochs is None else f"resumable after epoch {kill.epochs}"
 
 
 def _parser() -> argparse.ArgumentParser:

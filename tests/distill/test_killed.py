@@ -33,6 +33,23 @@ def test_a_run_equals_itself_and_one_bit_is_noticed(finished_run: Path, tmp_path
     assert not verdict.equal
 
 
+def test_every_kill_says_what_it_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kills = [Kill(1, 2.5, 3), Kill(1, 0.5, None), Kill(2, 9.0, None, published=True)]
+    monkeypatch.setattr(
+        killed, "_study", lambda *_: Verdict(kills, largest_difference=0.5, differing=["killed-2/x.pt"])
+    )
+    assert killed.main(["--out", str(tmp_path / "runs")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", ")[1] for line in lines[:3]] == [
+        "resumable after epoch 3",
+        "no epoch complete: begun anew",
+        "its student published",
+    ]
+    assert "DIFFERENT by up to 0.5: killed-2/x.pt" in lines[-1]
+
+
 def test_runs_that_begin_anew_run_their_teacher_as_the_first_one_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

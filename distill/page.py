@@ -22,7 +22,7 @@ from distill.data import DataSet, open_data_set, validation_images
 from distill.errors import DistillError
 from distill.page_samples import Sample, draw_samples
 from distill.page_text import Rows, ShownRun, render_page
-from distill.recipe import Recipe, read_recipe
+from distill.recipe import Recipe, TeacherFile, read_recipe
 from distill.teacher import file_sha256
 from distill.whole import whole_file
 
@@ -67,10 +67,11 @@ def write_page(run: Path, *, against: Path | None = None, images: int = 6, devic
     samples: list[Sample] = []
     if images:
         data = open_data_set(recipe.data)
-        shown, other = _with_agreement(shown, other, recipe, data, device)
+        assistants = finished_assistants(recipe, run)
+        shown, other = _with_agreement(shown, other, recipe, assistants, data, device)
         samples = draw_samples(
             validation_images(data),
-            _models(shown, other, recipe),
+            _models(shown, other, recipe, assistants),
             imgsz=recipe.imgsz,
             device=device,
             class_names=data.names,
@@ -94,7 +95,12 @@ def _unlike(shown: ShownRun, other: ShownRun | None) -> list[str]:
 
 
 def _with_agreement(
-    shown: ShownRun, other: ShownRun | None, recipe: Recipe, data: DataSet, device: str
+    shown: ShownRun,
+    other: ShownRun | None,
+    recipe: Recipe,
+    assistants: Sequence[TeacherFile],
+    data: DataSet,
+    device: str,
 ) -> tuple[ShownRun, ShownRun | None]:
     """Both runs with their agreement with what taught the first one, measured where it is not yet known."""
     if not recipe.teachers:
@@ -102,7 +108,7 @@ def _with_agreement(
     for teacher in recipe.teachers:
         if not Path(teacher.path).is_file():
             raise DistillError(f"teacher {teacher.path} is not there any more: put it back, or give --images 0")
-    if assistants := finished_assistants(recipe, shown.folder):
+    if assistants:
         recipe = replace(recipe, teachers=(assistants[-1],))  # the last one taught the student
 
     def known(run: ShownRun, name: str) -> ShownRun:
@@ -115,12 +121,14 @@ def _with_agreement(
     return known(shown, AGREEMENT_FILE), None if other is None else known(other, _AGAINST_FILE)
 
 
-def _models(shown: ShownRun, other: ShownRun | None, recipe: Recipe) -> dict[str, Path]:
+def _models(
+    shown: ShownRun, other: ShownRun | None, recipe: Recipe, assistants: Sequence[TeacherFile]
+) -> dict[str, Path]:
     """Checkpoints whose detections are drawn, by title."""
     teachers = [Path(teacher.path) for teacher in recipe.teachers]
     titles = ["teacher"] if len(teachers) == 1 else [f"teacher {n}" for n in range(1, len(teachers) + 1)]
     models = dict(zip(titles, teachers, strict=True))
-    for number, assistant in enumerate(finished_assistants(recipe, shown.folder), start=1):
+    for number, assistant in enumerate(assistants, start=1):
         models[f"assistant {number}"] = Path(assistant.path)
     models["student"] = _checkpoint(shown.folder)
     return models if other is None else {**models, other.folder.name: _checkpoint(other.folder)}

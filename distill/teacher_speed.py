@@ -132,17 +132,19 @@ class SpeedRecord:
 
     def read(self, teacher: int, device: str) -> Layout | None:
         """The layout of a teacher, counted from 0, on a kind of device; None before it was chosen there."""
-        entry = self._entries().get(f"{teacher} {device}")
-        return None if entry is None else Layout(**{**entry, "images": tuple(entry["images"])})
+        return self._layouts().get(f"{teacher} {device}")
 
     def layouts(self) -> list[Layout]:
         """All that it holds."""
-        return [Layout(**{**entry, "images": tuple(entry["images"])}) for entry in self._entries().values()]
+        return list(self._layouts().values())
 
     def write(self, teacher: int, device: str, layout: Layout) -> None:
         """Add a teacher's layout; the file is replaced, never half-written."""
         entries = {**self._entries(), f"{teacher} {device}": asdict(layout)}
         write_whole(self.path, json.dumps(entries, indent=2) + "\n")
+
+    def _layouts(self) -> dict[str, Layout]:
+        return {key: Layout(**{**entry, "images": tuple(entry["images"])}) for key, entry in self._entries().items()}
 
     def _entries(self) -> dict[str, Any]:
         try:

@@ -6,9 +6,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from distill.losses.maps import projectors
+from distill.losses.maps import pooled, projectors
 from distill.losses.protocol import FeatureActivations, FeaturePair
 
 __all__ = ["ChannelWiseDistillation"]
@@ -62,11 +61,8 @@ def _divergence(weight: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
         student: (batch, student's channels, height, width).
         teacher: (batch, teacher's channels, other height, other width).
     """
-    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     # Pooling the student before its projector is the same as after it, and cheaper.
-    s, t = (
-        (F.adaptive_avg_pool2d(f.float(), size) if f.shape[2:] != size else f).flatten(2) for f in (student, teacher)
-    )
+    s, t = (features.flatten(2) for features in pooled(student, teacher))
     total: Tensor = _SummedDivergence.apply(weight.float(), s.float(), t)
     return total / (t.shape[0] * t.shape[1])
 

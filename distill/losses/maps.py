@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distill.losses.protocol import FeaturePair
 
-__all__ = ["channel_norm", "project", "projector", "projectors", "same_size"]
+__all__ = ["channel_norm", "pooled", "project", "projector", "projectors", "same_size"]
 
 
 def projectors(pair: FeaturePair) -> nn.ModuleList:
@@ -35,16 +35,22 @@ def project(layer: nn.Module, features: Tensor) -> Tensor:
     return projected
 
 
-def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Average-pool the larger of two maps to the smaller one's height and width; float32 both.
+def pooled(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pool the larger of two maps to the smaller one's height and width, in float32; the other stays as it is.
 
     Args:
         student: (batch, channels, height, width).
         teacher: (batch, other channels, other height, other width).
     """
     size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    s, t = (F.adaptive_avg_pool2d(f.float(), size) if f.shape[2:] != size else f.float() for f in (student, teacher))
+    s, t = (F.adaptive_avg_pool2d(f.float(), size) if f.shape[2:] != size else f for f in (student, teacher))
     return s, t
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The two maps :func:`pooled`, both in float32."""
+    s, t = pooled(student, teacher)
+    return s.float(), t.float()
 
 
 def channel_norm(features: Tensor) -> Tensor:

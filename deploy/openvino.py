@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from deploy.bundle import OutputSpec
 from deploy.calibration import fitted_input
 from deploy.command import run_target
 from deploy.errors import ExportError
@@ -29,12 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compile_openvino(job: Job) -> Compiled:
-    """The graph with uint8 pixels (1, height, width, 3) as input, normalised inside."""
+    """The graph with uint8 pixels (1, height, width, 3), normalised inside, to raw tensors (1, h, w, channels)."""
     import openvino
 
     from deploy.graph import export_onnx
     from deploy.layers import float_operations
     from deploy.onnx_graph import onnx_operations
+    from deploy.openvino_graph import channels_last
 
     # From bytes, so that no path of this machine is written into the model. Converted, not merely read: converting
     # fuses x * sigmoid(x) into one Swish, which the CPU then computes inside the int8 convolution before it. Read as
@@ -47,13 +49,14 @@ def compile_openvino(job: Job) -> Compiled:
         floats = set(float_operations(nodes, recipe.float_layers))
         quantize = _quantize if job.precision == "int8" else _compress
         model = quantize(model, job, recipe, _named_after([node for node in nodes if node.name in floats], model))
-    model = _with_pixel_input(model)
+    model = _with_borders(model, job.graph.outputs)
     _number_names(model)
     try:
         openvino.save_model(model, job.folder / MODEL_FILE, compress_to_fp16=job.precision in _HALVED)
     except RuntimeError as error:  # its only word for a full disk is "iostream error"
         raise ExportError(f"OpenVINO cannot write into {job.folder.parent} ({error}): is there space left?") from error
-    return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs, recipe)
+    given, made = input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), channels_last(job.graph.outputs)
+    return Compiled(MODEL_FILE, given, made, recipe)
 
 
 def _converted(exported: Any) -> Any:
@@ -86,6 +89,8 @@ def _quantize(model: Any, job: Job, recipe: Recipe, float_operations: list[str])
     """
     import nncf
 
+    from deploy.openvino_graph import quantize_before_slices
+
     original = model.clone()
     images = job.calibration_images.images
     spec = input_spec(job, PIXELS)
@@ -102,6 +107,7 @@ def _quantize(model: Any, job: Job, recipe: Recipe, float_operations: list[str])
         from deploy.openvino_ranges import set_ranges
 
         set_ranges(quantized, original, job.calibration_inputs(), recipe)
+    quantize_before_slices(quantized)
     return quantized
 
 
@@ -132,14 +138,18 @@ def _whole_ranges() -> Any:
     return AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
 
 
-def _with_pixel_input(model: Any) -> Any:
+def _with_borders(model: Any, outputs: Sequence[OutputSpec]) -> Any:
+    """The model with uint8 pixels as input and its outputs channels last."""
     import openvino
     from openvino.preprocess import PrePostProcessor
+
+    from deploy.openvino_graph import steps_to_channels_last
 
     steps = PrePostProcessor(model)
     steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
     steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
+    steps_to_channels_last(steps, outputs)
     built = steps.build()
     built.input().set_names({PIXELS})
     return built

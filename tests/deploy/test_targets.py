@@ -148,6 +148,8 @@ def test_every_convolution_runs_on_int8_in_openvino(bundles) -> None:
         node = output.get_node()
         if node.get_type_name() in ("Concat", "MaxPool"):  # these hand int8 on as it is
             return all(quantized(source) for source in node.input_values())
+        if node.get_type_name() == "Slice":
+            return quantized(node.input_value(0))
         return node.get_type_name() == "FakeQuantize"
 
     model = openvino.Core().read_model(bundles("openvino", "int8") / "model.xml")

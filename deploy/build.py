@@ -20,7 +20,7 @@ from deploy.image_folder import held_out_splits
 from deploy.quantization import AS_THE_TARGET_DOES, CALIBRATED, Quantization
 from deploy.runtime.options import OPTIONS
 from deploy.steps import step
-from deploy.student import Student
+from deploy.student import REPAIR_RECORD, Student
 from deploy.target import Compiled, Job, Target
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ DEFAULT_MAX_DROP_POINTS = 1.0
 VERIFY_IMAGES = {"detect": 64, "segment": 64, "classify": 1000}
 FEW_CALIBRATION_IMAGES = 8
 BLAME_IMAGES = 4
-REPAIR_RECORD = "repair"  # in a student's record and in a manifest's
 FALLBACK_IMGSZ = {"detect": 640, "segment": 640, "classify": 224}
 
 

@@ -17,6 +17,7 @@ from deploy.checkpoint import first_line, read_checkpoint
 from deploy.errors import ExportError, StudentError
 from deploy.graph_classify import exported_logits, logits_outputs, recorded_input, ultralytics_logits
 from deploy.graph_detect import HEADS, STRIDES, raw_heads
+from deploy.student import RECORD_NAME, REPAIR_RECORD
 
 INPUT_NAME = "images"
 OPSET = 17
@@ -40,6 +41,8 @@ class Graph:
         fit: how images are brought to the input's size; see `deploy.bundle.InputSpec`.
         resize: short side in pixels before a "crop" to `trained_imgsz`; None where it is the input's side.
         fixed_imgsz: whether the network takes no other size than `trained_imgsz`.
+        ranges: least and greatest value of each activation that its weights were trained for in INT8, in the order of
+            `deploy.repair.fake_quant.Simulation`; None of a student that was not.
     """
 
     network: nn.Module
@@ -52,6 +55,7 @@ class Graph:
     fit: str = "letterbox"
     resize: int | None = None
     fixed_imgsz: bool = False
+    ranges: tuple[tuple[float, float], ...] | None = None
 
     def input_spec(self, name: str, imgsz: int, **kind: Any) -> InputSpec:
         """The image input at `imgsz` pixels; `kind` gives layout and dtype of the compiled model's."""
@@ -78,7 +82,8 @@ def load_graph(checkpoint: Path, record: Mapping[str, Any] | None = None) -> Gra
     Args:
         checkpoint: a `.pt` of a YOLOv8 detector, segmenter or classifier (the EMA, where there is one), or the `.pt2`
             of a distilled classifier.
-        record: content of the student.json beside it, where there is one; a `.pt2` needs it.
+        record: content of the student.json beside it, where there is one: the input of a `.pt2`, the ranges of a
+            repaired student.
 
     Raises:
         StudentError: no such file, not a student, or not one of these kinds.
@@ -107,7 +112,18 @@ def load_graph(checkpoint: Path, record: Mapping[str, Any] | None = None) -> Gra
         trained_imgsz=read.trained_imgsz,
         task=HEADS.get(kind, "classify"),
         fit="crop" if kind == "Classify" else "letterbox",
+        ranges=_trained_ranges(checkpoint, record or {}),
     )
+
+
+def _trained_ranges(checkpoint: Path, record: Mapping[str, Any]) -> tuple[tuple[float, float], ...] | None:
+    ranges = (record.get(REPAIR_RECORD) or {}).get("ranges")
+    try:
+        return None if ranges is None else tuple((float(low), float(high)) for low, high in ranges)
+    except (TypeError, ValueError) as error:
+        raise StudentError(
+            f"the ranges in {RECORD_NAME} of {checkpoint} are no pairs of numbers: repair it again"
+        ) from error
 
 
 def check_imgsz(imgsz: int, graph: Graph | None = None) -> int:

@@ -25,17 +25,19 @@ class Histogram:
 
     def __init__(self) -> None:
         self._width = 0.0
-        self._counts: NDArray[np.int64] = np.zeros(2 * _BINS, np.int64)
+        self._counts: NDArray[np.float64] = np.zeros(2 * _BINS)
 
-    def add(self, values: NDArray[np.floating[Any]]) -> None:
-        """Count `values` of any shape; those that are not finite are left out."""
+    def add(self, values: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]] | None = None) -> None:
+        """Count `values` of any shape, each as 1 or as its weight; those that are not finite are left out."""
         flat = values.ravel()
-        flat = flat[np.isfinite(flat)]
+        finite = np.isfinite(flat)
+        flat = flat[finite]
         greatest = float(np.abs(flat).max(initial=0.0))
         if greatest > 0:
             self._widen(2.0 ** math.floor(math.log2(greatest)) * 2 / _BINS)
         places = np.floor(flat / self._width).astype(np.int64) if self._width else np.zeros(len(flat), np.int64)
-        self._counts += np.bincount(places + _BINS, minlength=2 * _BINS)
+        counted = None if weights is None else weights.ravel()[finite]
+        self._counts += np.bincount(places + _BINS, counted, minlength=2 * _BINS)
 
     def filled(self) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
         """Centres and counts of the bins from the first to the last that is not empty, and their width."""
@@ -44,7 +46,7 @@ class Histogram:
             return np.zeros(1), np.ones(1), 0.0
         span = slice(places[0], places[-1] + 1)
         centres = np.arange(-_BINS, _BINS, dtype=np.float64) + 0.5
-        return centres[span] * self._width, self._counts[span].astype(np.float64), self._width
+        return centres[span] * self._width, self._counts[span], self._width
 
     def _widen(self, width: float) -> None:
         if not self._width:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from deploy.errors import ExportError
 from deploy.ncnn_format import SCALE_TERM, Blob, Layer, write_network
 from deploy.quantization import Recipe
-from deploy.ranges import RangeEstimator
+from deploy.ranges import Mark, RangeEstimator, mark_of
 from deploy.target import Job
 
 GREATEST = 127  # of symmetric int8: -128 is not used
@@ -39,7 +39,7 @@ def quantize(layers: Sequence[Layer], job: Job) -> Recipe:
     from deploy.layers import float_layer_names
 
     names = _student_names(layers, job)
-    recipe = job.recipe(_float_by_default(job))
+    recipe = job.recipe(_float_by_default(job), "minmax" if job.graph.task == "classify" else "mean-minmax")
     chosen = [
         layer
         for layer in layers
@@ -106,11 +106,19 @@ def _limits(layers: Sequence[Layer], chosen: Sequence[Layer], job: Job, recipe: 
             origins[output] = origins[layer.inputs[0]] if layer.kind == "Split" else output
     tensors = list(dict.fromkeys(origins[layer.inputs[0]] for layer in chosen))
     magnitudes = {name: RangeEstimator() for name in tensors}
-    counted = recipe.ranges not in ("minmax", "mean-minmax")
+    marks: dict[str, list[Mark]] = {name: [] for name in tensors}
+    known = job.known_ranges(recipe)
+    method = "mean-minmax" if known else recipe.ranges
+    counted = method not in ("minmax", "mean-minmax")
     for values in _activations(layers, tensors, job):
         for name, one in values.items():
             magnitudes[name].add(np.abs(one), histogram=counted)
-    limits = {name: one.range(recipe.ranges, recipe.percentile, GREATEST)[1] for name, one in magnitudes.items()}
+            marks[name].append(mark_of(one))
+    limits = {name: one.range(method, recipe.percentile, GREATEST)[1] for name, one in magnitudes.items()}
+    for name in tensors:
+        found = None if known is None else known.find(marks[name])
+        if found is not None:
+            limits[name] = max(-found[0], found[1])
     return {layer.name: limits[origins[layer.inputs[0]]] or 1.0 for layer in chosen}  # 0 stays 0 at any scale
 
 

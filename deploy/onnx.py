@@ -128,7 +128,7 @@ def _measure_ranges(model: Any, job: Job, recipe: Recipe) -> Any:
     from deploy.ranges import estimate_ranges
 
     outputs = [output.name for output in model.graph.output]
-    found = estimate_ranges(activations(model, job.calibration_inputs()), recipe, outputs)
+    found = estimate_ranges(activations(model, job.calibration_inputs()), recipe, outputs, job.known_ranges(recipe))
     # Pixels are 0..1 whatever the images: then the quantized input is the pixel itself.
     found[INPUT_NAME] = 0.0, 1.0
     for name in silu_inputs(model):

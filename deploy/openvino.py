@@ -106,7 +106,7 @@ def _quantize(model: Any, job: Job, recipe: Recipe, float_operations: list[str])
     if recipe.ranges not in _RANGES_OF_NNCF:
         from deploy.openvino_ranges import set_ranges
 
-        set_ranges(quantized, original, job.calibration_inputs(), recipe)
+        set_ranges(quantized, original, job.calibration_inputs(), recipe, job.known_ranges(recipe))
     quantize_before_slices(quantized)
     return quantized
 

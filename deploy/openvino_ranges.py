@@ -2,42 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploy.quantization import Recipe
-from deploy.ranges import Range, estimate_ranges
+from deploy.ranges import Known, Range, estimate_ranges
 from deploy.runtime import default_threads
 
 _LEVELS = 256
+# Operations that pass values on as they are.
+_MOVES = frozenset({"Slice", "StridedSlice", "Split", "VariadicSplit", "MaxPool", "Interpolate", "Pad", "Reshape"})
 
 
-def set_ranges(quantized: Any, original: Any, images: Iterable[NDArray[np.float32]], recipe: Recipe) -> None:
+def set_ranges(
+    quantized: Any,
+    original: Any,
+    images: Iterable[NDArray[np.float32]],
+    recipe: Recipe,
+    known: Known | None = None,
+) -> None:
     """Give the activations' quantizers the ranges of a recipe's method, in place.
 
-    Quantizers that NNCF gave one range, as those that meet in a concatenation, share one afterwards too.
+    Quantizers that meet in a concatenation and were given one range by NNCF share one afterwards too.
 
     Args:
         quantized: what NNCF made of `original`.
         original: the float model.
         images: (1, 3, height, width) float32 in 0..1.
         recipe: names the method.
+        known: ranges that go before it.
     """
     quantizers = [one for one in quantized.get_ordered_ops() if _quantizes_activation(one)]
-    found = estimate_ranges(_activations(original, dict.fromkeys(map(_source, quantizers)), images), recipe)
-    groups: dict[Range, list[Any]] = {}
-    for one in quantizers:
-        groups.setdefault(_range(one), []).append(one)
-    for (lowest, highest), group in groups.items():
-        if (lowest, highest) == (0.0, 1.0):  # the pixels, whatever the images
+    activations = _activations(original, dict.fromkeys(map(_source, quantizers)), images)
+    found = estimate_ranges(activations, recipe, known=known)
+    for group in _groups(quantizers):
+        if _range(group[0]) == (0.0, 1.0):  # the pixels, whatever the images
             continue
         ranges = [found[_source(one)] for one in group]
         low, high = _on_a_step(min(low for low, _ in ranges), max(high for _, high in ranges))
         for one in group:
             _set_range(one, low, high)
+
+
+def _groups(quantizers: Sequence[Any]) -> list[list[Any]]:
+    """The quantizers, those together that must agree.
+
+    One range alone does not tell: of two outputs of SiLU the least value is the same, and NNCF moves the greatest to
+    where 0 falls on a step, so that tensors that never meet often come to the same range.
+    """
+    groups = {one.get_friendly_name(): [one] for one in quantizers}
+    first: dict[tuple[str, Range], Any] = {}
+    for one in quantizers:
+        for met in _concatenations(one):
+            other = first.setdefault((met, _range(one)), one)
+            merged, added = groups[other.get_friendly_name()], groups[one.get_friendly_name()]
+            if merged is not added:
+                merged += added
+                groups.update((member.get_friendly_name(), merged) for member in added)
+    return list({id(group): group for group in groups.values()}.values())
+
+
+def _concatenations(operation: Any) -> Iterator[str]:
+    """Names of the concatenations that read an operation, or what was only moved from it."""
+    for port in operation.outputs():
+        for reader in port.get_target_inputs():
+            node = reader.get_node()
+            if node.get_type_name() == "Concat":
+                yield str(node.get_friendly_name())
+            elif node.get_type_name() in _MOVES:
+                yield from _concatenations(node)
 
 
 def _quantizes_activation(operation: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from deploy.errors import ExportError
 
 # How the range of a tensor follows from the calibration images; see `deploy.ranges`.
-RANGE_METHODS = ("mean-minmax", "minmax", "percentile", "mse", "entropy")
+RANGE_METHODS = ("mean-minmax", "minmax", "percentile", "mse", "entropy", "fisher")
 DEFAULT_PERCENTILE = 99.99
 
 # Precisions whose making reads the calibration images.
@@ -23,7 +23,8 @@ class Quantization:
     Attributes:
         ranges: one of `RANGE_METHODS`: "mean-minmax" (mean over the images of each one's extremes), "minmax"
             (extremes over all images), "percentile" (both ends cut off), "mse" (the least squared error of
-            rounding) or "entropy" (the least Kullback-Leibler divergence).
+            rounding), "entropy" (the least Kullback-Leibler divergence) or "fisher" (the least distance of the
+            network's outputs; see `deploy.fisher`).
         percentile: part in percent (50..100] of the values that "percentile" keeps at either end.
         float_layers: names or prefixes of the student's layers that stay in float: `model.0`, `model.22.cv2.0`,
             `model.22`. These and no others; see `deploy.layers`.

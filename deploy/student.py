@@ -13,6 +13,7 @@ from deploy.errors import StudentError
 
 RECORD_NAME = "student.json"
 SCHEMA = 1
+REPAIR_RECORD = "repair"  # in a student's record and in a manifest's: what weight repair did
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from deploy.errors import CalibrationError
 from deploy.quantization import AS_THE_TARGET_DOES, Quantization, Recipe
 
 if TYPE_CHECKING:
+    from deploy.fisher import KnownRanges
     from deploy.graph import Graph
 
 
@@ -59,9 +60,17 @@ class Job:
         from deploy.layers import layers_below
 
         asked = self.quantization
-        default = ranges or ("minmax" if self.graph.task == "classify" else "mean-minmax")
+        default = ranges or ("minmax" if self.graph.task == "classify" else "fisher")
         names = float_layers if asked.float_layers is None else asked.float_layers
         return Recipe(asked.ranges or default, asked.percentile, layers_below(names, self.graph))
+
+    def known_ranges(self, recipe: Recipe) -> KnownRanges | None:
+        """Ranges that go before those of a recipe's method; None where the target finds all of them itself."""
+        if recipe.ranges != "fisher":
+            return None
+        from deploy.fisher import known_ranges
+
+        return known_ranges(self.graph, self.calibration_inputs())
 
     def calibration_inputs(self) -> Iterator[NDArray[np.float32]]:
         """The calibration images as the network meets them: (1, 3, imgsz, imgsz) float32 RGB in 0..1."""

@@ -116,7 +116,8 @@ def _measure_ranges(
     from deploy.tflite_graph import activations
 
     images = (np.ascontiguousarray(image.transpose(0, 2, 3, 1)) for image in job.calibration_inputs())
-    found = estimate_ranges(activations(model, images), asked, [output.name for output in outputs])
+    whole = [output.name for output in outputs]
+    found = estimate_ranges(activations(model, images), asked, whole, job.known_ranges(asked))
     return {
         name: {"min": np.full((1, 1), low, np.float32), "max": np.full((1, 1), high, np.float32)}
         for name, (low, high) in found.items()

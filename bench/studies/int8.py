@@ -22,11 +22,10 @@ from bench.studies.int8_networks import Network, Sources, entrants, make_network
 from bench.studies.int8_page import Figures, Setting, document
 from bench.studies.page_file import refuse_existing, run_study, write_page
 from bench.studies.runtime_models import ENGINES, Workshop, has_bf16
-from deploy.build import REPAIR_RECORD
 from deploy.cli import positive_whole_number
 from deploy.dataset import DetectionDataset, evenly_spaced, load_dataset
 from deploy.graph import load_graph
-from deploy.student import Student, find_student
+from deploy.student import REPAIR_RECORD, Student, find_student
 
 SECTIONS = ("accuracy", "latency", "memory", "audit")
 TIMED_IMAGES = 32

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.build import FALLBACK_IMGSZ, REPAIR_RECORD, calibration_list
+from deploy.build import FALLBACK_IMGSZ, calibration_list
 from deploy.cli import log, number_within, positive_whole_number, run_command, unused_path, whole_folder, whole_number
 from deploy.command import add_calibration_flags, check_calibration_source
 from deploy.errors import ExportError, StudentError
 from deploy.repair.names import DEFAULT_METHODS, METHOD_NAMES, NONE, parse_methods
 from deploy.steps import step
-from deploy.student import Student, find_student
+from deploy.student import REPAIR_RECORD, Student, find_student
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -59,6 +59,66 @@ def output_distance(
     return torch.stack(parts).sum()
 
 
+def fisher_vector(
+    outputs: Sequence[OutputSpec], student: Sequence[Tensor], reg_max: int, random: torch.Generator
+) -> list[Tensor]:
+    """A random vector about the raw outputs whose mean outer product is the second derivative of `output_distance`.
+
+    So the mean square of its product with a small change of the outputs is twice the distance of that change. Signs
+    are random, and of a softmax the vector is that of a label drawn from it less the probabilities (Martens 2014, "New
+    insights and perspectives on the natural gradient method", section 5).
+
+    Args:
+        outputs: what the tensors are.
+        student: raw tensors of the float student, (n, channels, h, w), or (n, classes).
+        reg_max: DFL bins per side.
+        random: draws it.
+
+    Returns:
+        One tensor for each output, of its shape.
+    """
+    quality = {
+        spec.stride: raw.amax(dim=1).sigmoid()
+        for spec, raw in zip(outputs, student, strict=True)
+        if spec.meaning == "class"
+    }
+    images = student[0].shape[0]
+    mass = torch.stack([one.sum() for one in quality.values()] or [torch.zeros(())]).sum().clamp(min=float(images))
+    vectors = []
+    for spec, raw in zip(outputs, student, strict=True):
+        if spec.meaning == "logits":
+            vector = _score(raw, 1, random) / images**0.5
+        elif spec.meaning == "class":
+            p = raw.sigmoid()
+            vector = _signs(raw.shape, random) * (quality[spec.stride][:, None] * p * (1 - p) / mass).sqrt()
+        elif spec.meaning == "box":
+            sides = raw.reshape(images, 4, reg_max, *raw.shape[2:])
+            vector = (_score(sides, 2, random) * (quality[spec.stride][:, None, None] / 4 / mass).sqrt()).reshape(
+                raw.shape
+            )
+        elif spec.meaning == "mask":
+            share = quality[spec.stride][:, None] / mass / raw.shape[1] / raw.square().mean().clamp(min=1e-12)
+            vector = _signs(raw.shape, random) * (2 * share).sqrt()
+        else:
+            vector = _signs(raw.shape, random) * (2 / raw.numel() / raw.square().mean().clamp(min=1e-12)).sqrt()
+        vectors.append(vector)
+    return vectors
+
+
+def _signs(shape: torch.Size, random: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=random) * 2.0 - 1.0
+
+
+def _score(logits: Tensor, dim: int, random: torch.Generator) -> Tensor:
+    """Gradient of the log probability of a label drawn from a softmax, with a random sign."""
+    p = logits.softmax(dim)
+    rows = p.movedim(dim, -1)
+    drawn = torch.multinomial(rows.reshape(-1, rows.shape[-1]), 1, generator=random).reshape(rows.shape[:-1])
+    labels = F.one_hot(drawn, rows.shape[-1]).to(p.dtype).movedim(-1, dim)
+    signs = _signs(drawn.shape, random).unsqueeze(dim)
+    return (labels - p) * signs
+
+
 def relative_error(met: Tensor, expected: Tensor) -> Tensor:
     """Squared error over squared signal: 0 for equal tensors, the inverse of the signal-to-noise ratio."""
     return (met - expected).square().mean() / expected.square().mean().clamp(min=1e-12)

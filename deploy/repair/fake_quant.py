@@ -84,6 +84,8 @@ def round_weights(weight: Tensor, axis: int = 0) -> Tensor:
 # Input, weights and bias to the output, the weights rounded or not; and what may be called in its place.
 LayerFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Visitor = Callable[[int, Tensor, Tensor, Tensor | None, LayerFunction], Tensor]
+# Told of an activation's number and its values before they are rounded, and of what is only moved from it.
+Tap = Callable[[int, Tensor], None]
 
 
 class Simulation(TorchFunctionMode):
@@ -101,6 +103,7 @@ class Simulation(TorchFunctionMode):
         active: Sequence[bool] | None = None,
         visitor: Visitor | None = None,
         observe: bool = True,
+        tap: Tap | None = None,
     ) -> None:
         """Prepare one pass.
 
@@ -110,6 +113,8 @@ class Simulation(TorchFunctionMode):
             active: per activation whether it is rounded; default all.
             observe: whether to note `extremes` where there are no ranges.
             visitor: called instead of each layer with its number, input, weights, bias and the layer's own function.
+            tap: called with the number and the values of each activation where it is first read, and again with the
+                number and what a slice, a pooling or a resizing made of it.
         """
         super().__init__()
         self.extremes: list[tuple[Tensor, Tensor]] = []
@@ -120,7 +125,9 @@ class Simulation(TorchFunctionMode):
         self._active = active
         self._visitor = visitor
         self._observe = observe
-        self._on_grid: dict[int, tuple[weakref.ref[Tensor], Tensor | None]] = {}
+        self._tap = tap or (lambda number, values: None)
+        # By identity: itself, what it became on the grid (None: it is there already), and the activation's number.
+        self._on_grid: dict[int, tuple[weakref.ref[Tensor], Tensor | None, int]] = {}
         self._sites = 0
         self._layers = 0
 
@@ -141,8 +148,10 @@ class Simulation(TorchFunctionMode):
             args = (self._rounded(args[0]), *args[1:])
         result = func(*args, **kwargs)
         if moved:
+            number = self._on_grid[id(args[0])][2]
             for one in result if isinstance(result, list | tuple) else (result,):
-                self._mark(one, None)
+                self._mark(one, None, number)
+                self._tap(number, one)
         return result
 
     def _layer(self, func: Any, axis: int, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
@@ -171,6 +180,7 @@ class Simulation(TorchFunctionMode):
             return x if known[1] is None else known[1]
         number, self._sites = self._sites, self._sites + 1
         rounded = x
+        self._tap(number, x)
         if self._ranges is None and self._observe:
             with torch.no_grad():
                 values = x.detach().flatten(1)
@@ -178,16 +188,16 @@ class Simulation(TorchFunctionMode):
                 self.extremes.append((low, values.amax(dim=1)))
         elif self._ranges is not None and (self._active is None or self._active[number]):
             rounded = self._ranges[number].round(x)
-        self._mark(rounded, None)
+        self._mark(rounded, None, number)
         if rounded is not x:
-            self._mark(x, rounded)
+            self._mark(x, rounded, number)
         return rounded
 
-    def _mark(self, x: Tensor, rounded: Tensor | None) -> None:
+    def _mark(self, x: Tensor, rounded: Tensor | None, number: int) -> None:
         """Note that `x` is on the grid (None), or what it became there, for as long as `x` lives."""
         key, grid = id(x), self._on_grid
         # Another tensor may get the identity of one that is gone.
-        grid[key] = (weakref.ref(x, lambda _: grid.pop(key, None)), rounded)
+        grid[key] = (weakref.ref(x, lambda _: grid.pop(key, None)), rounded, number)
 
 
 def measure_ranges(network: nn.Module, batches: Iterable[Tensor], whole: bool = False) -> tuple[Range, ...]:

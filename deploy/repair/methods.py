@@ -24,7 +24,7 @@ from deploy.repair.adaround import round_adaptively
 from deploy.repair.bias import correct_bias
 from deploy.repair.equalisation import equalise
 from deploy.repair.fake_quant import Range
-from deploy.repair.names import DEFAULT_METHODS, METHOD_NAMES, check_methods
+from deploy.repair.names import DEFAULT_METHODS, METHOD_NAMES, MOVE_RANGES, check_methods
 from deploy.repair.qat import Training, train
 from deploy.repair.task import Task, is_better, make_task
 
@@ -81,7 +81,7 @@ def repair(
         )
     task = make_task(graph, calibration, imgsz, seed)
     how = training or Training()
-    network, steps, before, after = _repaired_network(task, chosen, how)
+    network, ranges, steps, before, after = _repaired_network(task, chosen, how)
     record = {
         "methods": list(chosen),
         "kept": [name for name in chosen if steps[name]["kept"]],
@@ -93,15 +93,16 @@ def repair(
         "distance_before": before,
         "distance_after": after,
         "steps": steps,
+        "ranges": ranges,
         "training": asdict(how) if "qat" in chosen else None,
         "threads": torch.get_num_threads(),
     }
-    return Repaired(replace(graph, network=network), record)
+    return Repaired(replace(graph, network=network, ranges=ranges), record)
 
 
 def _repaired_network(
     task: Task, methods: Sequence[str], training: Training
-) -> tuple[nn.Module, dict[str, Any], float, float]:
+) -> tuple[nn.Module, tuple[tuple[float, float], ...] | None, dict[str, Any], float, float]:
     network = task.graph.network
     ranges = task.ranges(network)
     before = after = task.distance(network, ranges)
@@ -109,7 +110,8 @@ def _repaired_network(
     for name in methods:
         start_s = time.perf_counter()
         candidate, notes = METHODS[name](task, network, ranges, training)
-        candidate_ranges = task.ranges(candidate)
+        keeps = task.keeps_ranges and name not in MOVE_RANGES
+        candidate_ranges = ranges if keeps else task.ranges(candidate)
         distance = task.distance(candidate, candidate_ranges)
         kept = is_better(distance, after)
         steps[name] = {"distance": distance, "kept": kept, **notes}
@@ -119,7 +121,8 @@ def _repaired_network(
         )
         if kept:
             network, ranges, after = candidate.eval().requires_grad_(False), candidate_ranges, distance
-    return network, steps, before, after
+    brought = tuple((one.low, one.high) for one in ranges) if task.keeps_ranges else None
+    return network, brought, steps, before, after
 
 
 def _equalise(task: Task, network: nn.Module, ranges: object, training: object) -> tuple[nn.Module, dict[str, Any]]:

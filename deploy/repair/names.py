@@ -8,6 +8,7 @@ from deploy.errors import ExportError
 
 # In the order in which they run: what changes the weights first, then their rounding, then what error is left.
 METHOD_NAMES = ("equalise", "qat", "adaround", "bias")
+MOVE_RANGES = ("equalise",)  # what makes the activations others, so that their ranges are measured again
 DEFAULT_METHODS = ("qat", "bias")
 NONE = "none"
 

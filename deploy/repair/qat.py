@@ -59,7 +59,7 @@ def train(
     Args:
         task: the float student, which is the teacher, and the images.
         network: where to begin: the student, or it with weights already repaired.
-        ranges: of its activations; measured anew at every look at the held-out images.
+        ranges: of its activations; a classifier's are measured anew at every look at the held-out images.
         training: training.
 
     Returns:
@@ -80,7 +80,7 @@ def train(
         schedule.step()
         _follow(mean, student, min(_MEMORY, step / (step + 9)))
         if step % training.check_every == 0 or step == training.steps:
-            ranges = task.ranges(mean)
+            ranges = ranges if task.keeps_ranges else task.ranges(mean)
             distance = task.distance(mean, ranges)
             if is_better(distance, min(one["distance"] for one in history)):
                 best = copy.deepcopy(mean)

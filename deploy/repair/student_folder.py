@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from deploy.build import REPAIR_RECORD
 from deploy.bundle import sha256_file
 from deploy.checkpoint import read_checkpoint
 from deploy.errors import ExportError, StudentError
 from deploy.graph import Graph, load_graph
-from deploy.student import RECORD_NAME, SCHEMA, Student
+from deploy.student import RECORD_NAME, REPAIR_RECORD, SCHEMA, Student
 
 CHECKPOINT_NAME = "student.pt"
 ORIGINAL_NAME = "original.pt"

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deploy.calibration import CalibrationList, evenly_spaced
+from deploy.fisher import MOST_IMAGES as MOST_RANGE_IMAGES
+from deploy.fisher import fisher_ranges
 from deploy.graph import Graph
 from deploy.repair.distance import output_distance
 from deploy.repair.fake_quant import Range, as_tuple, measure_ranges, run_quantized
@@ -38,10 +40,18 @@ class Task:
     held_out: Tensor
     seed: int
 
+    @property
+    def keeps_ranges(self) -> bool:
+        """Whether the weights are repaired for ranges that the bundles will have, too; a classifier's follow them."""
+        return self.graph.task != "classify"
+
     def ranges(self, network: nn.Module) -> tuple[Range, ...]:
         """The activation ranges of `network` in float, as the targets will choose them."""
-        batches = (batch.float() / 255 for batch in torch.cat([self.images, self.held_out]).split(1))  # type: ignore[no-untyped-call]
-        return measure_ranges(network, batches, whole=self.graph.task == "classify")
+        images = list(torch.cat([self.images, self.held_out]).split(1))  # type: ignore[no-untyped-call]
+        if self.keeps_ranges:
+            chosen = evenly_spaced(images, MOST_RANGE_IMAGES)
+            return fisher_ranges(self.graph, network, [image.float() / 255 for image in chosen])
+        return measure_ranges(network, (image.float() / 255 for image in images), whole=True)
 
     def distance(self, network: nn.Module, ranges: Sequence[Range]) -> float:
         """Of the simulated INT8 from the float student, mean over the held-out images."""

@@ -76,7 +76,7 @@ def test_a_manifest_records_the_recipe_with_the_targets_own_choices(engine: str,
     assert Bundle.open(bundles(engine, "fp32")).manifest.quantization is None
     recipe = Bundle.open(bundles(engine, "int8")).manifest.quantization
     last = sorted(f"model.22.{branch}.{level}.2" for branch in ("cv2", "cv3") for level in range(3))
-    assert recipe["ranges"] == "mean-minmax"
+    assert recipe["ranges"] == "fisher"
     assert sorted(recipe["float_layers"]) == (last if engine == "onnx" else [])
 
 
@@ -122,7 +122,7 @@ def test_an_unknown_float_layer_is_refused_with_the_known_blocks(engine: str, de
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("method", [method for method in RANGE_METHODS if method != "mean-minmax"])
+@pytest.mark.parametrize("method", [method for method in RANGE_METHODS if method != "fisher"])
 def test_every_method_of_ranges_reaches_the_bundle(
     engine: str, method: str, bundles, deployed_student, tmp_path: Path
 ) -> None:

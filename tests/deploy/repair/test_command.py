@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deploy import onnx
+from deploy.build import build_bundle
 from deploy.bundle import Bundle, sha256_file
 from deploy.errors import StudentError
 from deploy.graph import load_graph
@@ -168,3 +169,34 @@ def test_nothing_is_left_where_the_repair_fails(
     out = tmp_path / "student"
     assert main(["--student", str(deployed_student.run), "--out", str(out), "--steps", "1"]) == 1
     assert json.dumps([str(path) for path in tmp_path.iterdir()]) == "[]"
+
+
+def test_a_bundle_of_it_has_the_ranges_that_its_weights_were_trained_for(
+    repaired: Path, deployed_student: Any, tmp_path: Path
+) -> None:
+    """However it is calibrated later: on other images, and on the same by the original student."""
+    graph = load_graph(repaired / "student.pt", find_student(repaired).record)
+    assert graph.ranges is not None
+    images = deployed_student.data_yaml
+    scales = []
+    for name, count in (("few", 5), ("all", 8)):
+        bundle = build_bundle(
+            onnx.TARGET, find_student(repaired), tmp_path / name, precision="int8", calibration=images,
+            calibration_images=count, verify=False,
+        )  # fmt: skip
+        assert bundle.manifest.quantization["ranges"] == "fisher"
+        scales.append(_activation_scales(bundle))
+    silu_outputs = {high - low for low, high in graph.ranges}
+    met = [scale * 255 for scale in scales[0] if any(abs(scale * 255 / span - 1) < 0.01 for span in silu_outputs)]
+    assert len(met) > 100
+    assert len(set(scales[0]) & set(scales[1])) > 100
+
+
+def _activation_scales(bundle: Bundle) -> list[float]:
+    import onnx as onnx_format
+    from onnx import numpy_helper
+
+    model = onnx_format.load(bundle.path / bundle.manifest.model_file)
+    constants = {one.name: one for one in model.graph.initializer}
+    scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    return [float(numpy_helper.to_array(constants[name])) for name in sorted(scales)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #f6f7f9; --ink: #1b1f24; --soft: #5b6572; --line: #dde1e6;
   --accent: #0b57d0; --best: #0a6b3b; --warn: #8a4b00; --warn-paper: #fff4e0; --bar: #cfe0fb;
-  --onnx: #1f6feb; --openvino: #7a3fd0; --tflite: #c2570c; --ncnn: #0f7b6c; --other: #5b6572;
+  --onnx: #1f6feb; --openvino: #7a3fd0; --tflite: #c2570c; --ncnn: #0f7b6c; --mnn: #a3195b; --other: #5b6572;
   --pre: #6aa5ff; --inf: #1f5fbf; --post: #9bb8a5; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171b; --card: #1c2026; --ink: #e8eaed; --soft: #a1abb8;
   --line: #323942; --accent: #8ab4f8; --best: #6fd39b; --warn: #ffcf87; --warn-paper: #33270f; --bar: #24406b;
-  --onnx: #6ea8fe; --openvino: #b794f6; --tflite: #f4a261; --ncnn: #4fc3b0; --other: #a1abb8;
+  --onnx: #6ea8fe; --openvino: #b794f6; --tflite: #f4a261; --ncnn: #4fc3b0; --mnn: #f48fb1; --other: #a1abb8;
   --pre: #8fbcff; --inf: #4c86dd; --post: #6f947d; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -66,10 +66,11 @@ svg .point { outline: none; }
 .point.emulated .dot { fill: var(--paper); stroke-width: 2; }
 .engine-onnx .dot { stroke: var(--onnx); } .engine-openvino .dot { stroke: var(--openvino); }
 .engine-tflite .dot { stroke: var(--tflite); } .engine-ncnn .dot { stroke: var(--ncnn); }
-.engine-other .dot { stroke: var(--other); }
+.engine-mnn .dot { stroke: var(--mnn); } .engine-other .dot { stroke: var(--other); }
 .plot .point:hover .dot, .plot .point:focus .dot { stroke: var(--ink); stroke-width: 2; }
 .engine-onnx { fill: var(--onnx); } .engine-openvino { fill: var(--openvino); }
-.engine-tflite { fill: var(--tflite); } .engine-ncnn { fill: var(--ncnn); } .engine-other { fill: var(--other); }
+.engine-tflite { fill: var(--tflite); } .engine-ncnn { fill: var(--ncnn); }
+.engine-mnn { fill: var(--mnn); } .engine-other { fill: var(--other); }
 .plot { width: 100%; height: auto; max-width: 1120px; display: block; }
 .plot-narrow { display: none; }
 figure { margin: 0; }

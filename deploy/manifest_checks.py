@@ -12,7 +12,7 @@ from deploy.errors import BundleError
 if TYPE_CHECKING:
     from deploy.bundle import InputSpec, Manifest, OutputSpec
 
-ENGINES = ("onnx", "openvino", "tflite", "ncnn")
+ENGINES = ("onnx", "openvino", "tflite", "ncnn", "mnn")
 # Of weights and activations: "w8" 8-bit weights and float arithmetic, "dynamic" 8-bit weights and activations whose
 # ranges the runtime finds, "w8a16" 8-bit weights and 16-bit activations.
 PRECISIONS = ("fp32", "fp16", "bf16", "w8", "dynamic", "w8a16", "int8")

@@ -28,11 +28,18 @@ _ONNX = Recipe("onnxruntime", ("onnxruntime>=1.19", *_COMMON), 190_000_000)
 _OPENVINO = Recipe("openvino", ("openvino>=2024.0", *_COMMON), 300_000_000)
 _LITERT = Recipe("ai-edge-litert", ("ai-edge-litert>=2.2", *_COMMON), 185_000_000)
 _NCNN = Recipe("ncnn", ("ncnn>=1.0.20261020", *_COMMON), 160_000_000)
+_MNN = Recipe("mnn", ("mnn>=3.6.1", *_COMMON), 180_000_000)
 # Its last release, 2.14, was built against numpy 1.
 _TFLITE_RUNTIME = Recipe("tflite-runtime", ("tflite-runtime>=2.14", "numpy>=1.23,<2", "pillow>=10.1"), 130_000_000)
 
 # Ways to run each engine on a 64-bit machine, the best one first: adding an engine is a line here.
-_RECIPES = {"onnx": (_ONNX,), "openvino": (_OPENVINO,), "tflite": (_LITERT, _TFLITE_RUNTIME), "ncnn": (_NCNN,)}
+_RECIPES = {
+    "onnx": (_ONNX,),
+    "openvino": (_OPENVINO,),
+    "tflite": (_LITERT, _TFLITE_RUNTIME),
+    "ncnn": (_NCNN,),
+    "mnn": (_MNN,),
+}
 ENGINES = tuple(_RECIPES)
 
 

@@ -27,6 +27,7 @@ PACKAGES = {
     "ai-edge-litert": "ai_edge_litert",
     "tflite-runtime": "tflite_runtime",
     "ncnn": "ncnn",
+    "mnn": "MNN",
 }
 MARK = "edge-distill facts: "  # a login script may write before us
 

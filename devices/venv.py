@@ -42,6 +42,9 @@ elif engine == "openvino":
 elif engine == "ncnn":
     import ncnn
     package, found = "ncnn", [ncnn.Net.__name__]
+elif engine == "mnn":
+    import MNN
+    package, found = "mnn", [MNN.Interpreter.__name__]
 elif importlib.util.find_spec("ai_edge_litert"):
     from ai_edge_litert.interpreter import Interpreter
     package, found = "ai-edge-litert", [Interpreter.__name__]

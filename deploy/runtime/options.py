@@ -81,6 +81,16 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "light_mode": Option(True, _BOOL, help="free each tensor once it is read: less memory"),
         "block_time_ms": Option(20, help="how long threads wait for work in a busy loop: faster, and warmer"),
     },
+    "mnn": {
+        "inference_precision": Option(
+            "bundle",
+            ("bundle", "f32", "f16"),
+            help="what layers that are not quantized are computed in; bundle: f16 for an fp16 bundle, else f32",
+        ),
+        "winograd_level": Option(
+            1, (0, 1, 2, 3), help="size of Winograd's tiles: fewer products, more memory; 3 rounds 40 times coarser"
+        ),
+    },
 }
 
 

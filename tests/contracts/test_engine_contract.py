@@ -25,7 +25,15 @@ from deploy.verify import TorchEngine
 CLOSE_ENOUGH = {"fp32": 1e-5, "fp16": 0.03, "int8": 0.3}
 
 # Options that choose other kernels or number formats, which round differently; all others change no bit.
-CHANGES_ROUNDING = ("graph_optimization", "inference_precision", "xnnpack", "winograd", "sgemm", "packing")
+CHANGES_ROUNDING = (
+    "graph_optimization",
+    "inference_precision",
+    "xnnpack",
+    "winograd",
+    "sgemm",
+    "packing",
+    "winograd_level",
+)
 ROUNDED_DIFFERENTLY = 0.1  # mean distance as above; of two unrelated tensors it is about 1
 
 

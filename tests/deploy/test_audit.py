@@ -20,7 +20,7 @@ from deploy.runtime.audit.onnx_file import read_graph
 pytest.importorskip("ultralytics", reason="deploying needs the [train] extra")
 
 CONVOLUTIONS = 63  # of YOLOv8-n without the one that its decode is made of
-AUDITED = ("onnx", "openvino", "tflite")
+AUDITED = ("onnx", "openvino", "tflite", "mnn")
 
 
 @pytest.fixture

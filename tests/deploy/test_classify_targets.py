@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from deploy import mnn as mnn_target
 from deploy import ncnn as ncnn_target
 from deploy import onnx as onnx_target
 from deploy import openvino as openvino_target
@@ -27,7 +28,13 @@ from deploy.runtime import Classifier, read_image
 from deploy.runtime.fit import fit_image
 from deploy.student import find_student
 
-TARGETS = {"onnx": onnx_target, "openvino": openvino_target, "tflite": tflite_target, "ncnn": ncnn_target}
+TARGETS = {
+    "onnx": onnx_target,
+    "openvino": openvino_target,
+    "tflite": tflite_target,
+    "ncnn": ncnn_target,
+    "mnn": mnn_target,
+}
 CLASSES = ("blue", "dots", "green", "red")
 SIDE = 20  # no multiple of 32: a classifier need not be one
 

@@ -17,7 +17,7 @@ from deploy.runtime import load_engine
 from deploy.runtime.engines import openvino, tflite
 from deploy.runtime.options import chosen_options
 
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert", "ncnn": "ncnn"}
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert", "ncnn": "ncnn", "mnn": "MNN"}
 
 
 def _bundle(engine: str) -> Bundle:

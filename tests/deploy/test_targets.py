@@ -33,7 +33,7 @@ from deploy.target import Compiled, Job, Target
 Main = Callable[[list[str]], int]
 
 PRECISIONS = ("fp32", "fp16", "int8")  # what every target has
-CHANNELS_FIRST = ("ncnn",)  # engines that know no other layout
+CHANNELS_FIRST = ("ncnn", "mnn")  # engines that know no other layout
 
 
 @pytest.fixture(params=ENGINES)
@@ -172,7 +172,7 @@ def test_nothing_is_quantized_between_a_convolution_and_its_silu_in_openvino(bun
         assert before.get_type_name() == "Convolution"
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino", "tflite", "ncnn"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_the_same_student_gives_the_same_bundle_byte_for_byte(name: str, bundles, deployed_student, tmp_path) -> None:
     arguments = [
         "--student",

@@ -100,7 +100,7 @@ def test_cpio_reads_the_initial_ram_disk(tmp_path: Path) -> None:
 def test_every_engine_is_on_the_image() -> None:
     names = {re.split("[=>]", requirement)[0] for requirement in engine_requirements()}
     assert f"numpy=={np.__version__}" in engine_requirements()  # the same there as here
-    assert names == {"numpy", "pillow", "onnxruntime", "openvino", "ai-edge-litert", "ncnn"}
+    assert names == {"numpy", "pillow", "onnxruntime", "openvino", "ai-edge-litert", "ncnn", "mnn"}
     assert SUITES["trixie"].target.runs("numpy-2.3.0-cp313-cp313-manylinux_2_27_aarch64.whl")
     assert not SUITES["bookworm"].target.runs("numpy-2.3.0-cp311-cp311-manylinux_2_27_x86_64.whl")
 

@@ -134,10 +134,10 @@ def test_every_engine_has_a_recipe_for_64_bit_and_only_tflite_for_32() -> None:
     (only,) = recipes("tflite", "armv7l")
     assert only.engine_package == "tflite-runtime"
     assert "numpy>=1.23,<2" in only.requirements
-    for engine in ("onnx", "openvino", "ncnn"):
+    for engine in ("onnx", "openvino", "ncnn", "mnn"):
         with pytest.raises(DeviceError, match="is published for 32-bit ARM: use --engine tflite"):
             recipes(engine, "armv7l")
-    with pytest.raises(DeviceError, match="no engine 'coral': known are onnx, openvino, tflite, ncnn"):
+    with pytest.raises(DeviceError, match="no engine 'coral': known are onnx, openvino, tflite, ncnn, mnn"):
         recipes("coral", "aarch64")
 
 

@@ -20,7 +20,7 @@ from deploy.runtime.options import Options, chosen_options
 __all__ = ["EXECUTED_AS", "Executed", "Operator", "Verdict", "audit_record", "audit_table", "executed", "judge"]
 
 # Engines that tell what they execute; adding one is a file and a line here.
-_MODULES = {name: f"deploy.runtime.audit.{name}" for name in ("onnx", "openvino", "tflite")}
+_MODULES = {name: f"deploy.runtime.audit.{name}" for name in ("onnx", "openvino", "tflite", "mnn")}
 RUNS = 5
 
 

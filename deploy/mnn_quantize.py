@@ -55,7 +55,7 @@ def plan(model: Any, job: Job) -> Plan:
     """
     from deploy.onnx_graph import onnx_operations
 
-    recipe = job.recipe(_float_by_default(job), "minmax" if job.graph.task == "classify" else "mean-minmax")
+    recipe = job.recipe(_float_by_default(job))
     layers = {one.name: one.layer for one in onnx_operations(model, job.graph)}
     ranges = _ranges(model, job, recipe) if job.precision == "int8" else None
     pooled = _pooled(model) if ranges else set()
@@ -139,7 +139,7 @@ def _ranges(model: Any, job: Job, recipe: Recipe) -> dict[str, Range]:
     from deploy.onnx_graph import activations, silu_inputs
 
     outputs = [output.name for output in model.graph.output]
-    found = estimate_ranges(activations(model, job.calibration_inputs()), recipe, outputs)
+    found = estimate_ranges(activations(model, job.calibration_inputs()), recipe, outputs, job.known_ranges(recipe))
     found[INPUT_NAME] = 0.0, 1.0  # pixels, whatever the images
     for name in silu_inputs(model):
         low, high = found[name]

@@ -39,7 +39,7 @@ def quantize(layers: Sequence[Layer], job: Job) -> Recipe:
     from deploy.layers import float_layer_names
 
     names = _student_names(layers, job)
-    recipe = job.recipe(_float_by_default(job), "minmax" if job.graph.task == "classify" else "mean-minmax")
+    recipe = job.recipe(_float_by_default(job))
     chosen = [
         layer
         for layer in layers

@@ -25,42 +25,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compile_onnx(job: Job) -> Compiled:
-    """The graph with uint8 pixels (1, height, width, 3) as input, normalised inside."""
+    """The graph with uint8 pixels (1, height, width, 3), normalised inside, to raw tensors (1, h, w, channels)."""
     import onnx
 
     from deploy.graph import export_onnx
+    from deploy.onnx_bytes import move_bytes
+    from deploy.onnx_heads import channels_last, turn_outputs
+    from deploy.onnx_stem import widen_stem
 
     model, recipe = export_onnx(job.graph, job.imgsz), None
     if job.precision == "int8":
-        recipe = job.recipe(_last_layer_names(job))
+        recipe = job.recipe()
         model = _quantize(model, job, recipe)
+        move_bytes(model)
         if _quantizes_input(model):
             _feed_pixels_to_quantized(model, job.imgsz)
+            widen_stem(model, PIXELS)
         else:
             _feed_pixels(model, job.imgsz)
     else:
+        turn_outputs(model)
         if job.precision == "fp16":
             model = _halve(model)
         _feed_pixels(model, job.imgsz)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, job.folder / MODEL_FILE)
-    return Compiled(MODEL_FILE, input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), job.graph.outputs, recipe)
+    given, made = input_spec(job, PIXELS, layout="NHWC", dtype="uint8"), channels_last(job.graph.outputs)
+    return Compiled(MODEL_FILE, given, made, recipe)
 
 
 def _quantize(model: Any, job: Job, recipe: Recipe) -> Any:
     """Static quantization with QDQ pairs: unsigned activations, signed weights per channel.
 
     Signed activations run four times slower on x86. (Without VNNI, x86 adds pairs of products in 16 bits, which may
-    saturate: then measure there.) The last convolutions of a head, whose outputs are the raw tensors, stay
-    float: their outputs would need QDQ pairs that clip high scores. The last layer of a classifier, often most of its
-    weights, is quantized but for its output.
+    saturate: then measure there.) The last layers, whose outputs are the raw tensors or the logits, are quantized but
+    for their outputs: a QDQ pair there would clip high scores.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import save_tensors_data
 
+    from deploy.onnx_heads import last_convolutions_as_products, turn_outputs
+
     classifies = job.graph.task == "classify"
     kept = [*_float_nodes(model, job, recipe), *(_normalisation(model) if classifies else _bare_outputs(model))]
+    turn_outputs(model, last_convolutions_as_products(model, kept))
     with TemporaryDirectory() as folder:
         source, ranges, quantized = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
         measured = _measure_ranges(model, job, recipe)
@@ -78,16 +87,9 @@ def _quantize(model: Any, job: Job, recipe: Recipe) -> Any:
             nodes_to_exclude=kept,
             calibrate_method=CalibrationMethod.MinMax,
             calibration_cache_path=ranges,
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]} if classifies else None,
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
         return onnx.load(quantized)
-
-
-def _last_layer_names(job: Job) -> tuple[str, ...]:
-    """The student's layers that make the raw tensors of a head; none of a classifier."""
-    from deploy.layers import last_layer_names
-
-    return () if job.graph.task == "classify" else last_layer_names(job.graph)
 
 
 def _float_nodes(model: Any, job: Job, recipe: Recipe) -> list[str]:
@@ -124,6 +126,7 @@ def _measure_ranges(model: Any, job: Job, recipe: Recipe) -> Any:
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
     from deploy.graph import INPUT_NAME
+    from deploy.onnx_bytes import shared_ranges
     from deploy.onnx_graph import activations, silu_inputs
     from deploy.ranges import estimate_ranges
 
@@ -134,6 +137,7 @@ def _measure_ranges(model: Any, job: Job, recipe: Recipe) -> Any:
     for name in silu_inputs(model):
         low, high = found[name]
         found[name] = max(low, SILU_INPUT_FLOOR), high
+    found = shared_ranges(model, found)
     ranges = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in found.items()}
     return TensorsData(CalibrationMethod.MinMax, ranges)
 

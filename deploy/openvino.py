@@ -36,7 +36,7 @@ def compile_openvino(job: Job) -> Compiled:
     from deploy.graph import export_onnx
     from deploy.layers import float_operations
     from deploy.onnx_graph import onnx_operations
-    from deploy.openvino_graph import channels_last
+    from deploy.onnx_heads import channels_last
 
     # From bytes, so that no path of this machine is written into the model. Converted, not merely read: converting
     # fuses x * sigmoid(x) into one Swish, which the CPU then computes inside the int8 convolution before it. Read as

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from deploy.bundle import OutputSpec
@@ -39,11 +38,6 @@ def quantize_before_slices(model: Any) -> int:
             one.output(0).replace(one.input_value(0))
         moved += 1
     return moved
-
-
-def channels_last(outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
-    """The raw tensors as convolutions leave them; see `steps_to_channels_last`."""
-    return tuple(replace(one, layout="NHWC") if one.layout == "NCHW" else one for one in outputs)
 
 
 def steps_to_channels_last(steps: Any, outputs: Sequence[OutputSpec]) -> None:

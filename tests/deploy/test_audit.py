@@ -88,8 +88,10 @@ def test_the_multiplications_are_those_of_the_network(engine: str, bundles, depl
     for precision in ("fp32", "int8"):
         record = _audit(Bundle.open(bundles(engine, precision)))
         found = sum(one["macs"] for one in record["operators"])
-        # ONNX Runtime fills the few class outputs up to the width of its vectors and multiplies those, too.
-        assert expected <= found <= expected * (1.002 if engine == "onnx" else 1)
+        # ONNX Runtime fills the few class outputs up to the width of its vectors and multiplies those, too. For it the
+        # stem of INT8 makes four outputs at once by a kernel of three times the width.
+        most = {"fp32": 1.002, "int8": 1.03}[precision] if engine == "onnx" else 1
+        assert expected <= found <= expected * most
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
@@ -122,16 +124,17 @@ def test_an_int8_model_that_is_labelled_fp32_is_caught(engine: str, bundles, for
 def test_onnx_with_quantized_weights_alone_is_caught(bundles, forged) -> None:
     record = _audit(forged(bundles("onnx", "int8"), lambda path: _without_pairs(path, after=None)))
     assert not record["passed"]
-    # The input is quantized as it comes, but no convolution's output is: nothing can be fused.
-    assert record["convolutions"] == {"FP32": CONVOLUTIONS}
+    # Nothing can be fused but the stem, whose input and output are bytes; the six last products are left with weights
+    # of 8 bits alone, which is no convolution of any precision.
+    assert record["convolutions"] == {"FP32": CONVOLUTIONS - 7, "INT8": 1}
 
 
 def test_onnx_whose_convolutions_lack_the_pair_at_their_output_is_caught_and_explained(bundles, forged) -> None:
     record = _audit(forged(bundles("onnx", "int8"), lambda path: _without_pairs(path, after="Conv")))
     assert not record["passed"]
-    assert record["convolutions"] == {"FP32": CONVOLUTIONS}
+    assert record["convolutions"] == {"FP32": CONVOLUTIONS - 7, "INT8": 7}  # stem and products need none there
     reads = "float convolutions or products read what DequantizeLinear made of 8-bit values"
-    assert f"{CONVOLUTIONS} {reads}" in record["notes"]
+    assert f"{CONVOLUTIONS - 7} {reads}" in record["notes"]
 
 
 def test_onnx_unoptimised_executes_int8_as_float(bundles, forged) -> None:
@@ -235,7 +238,7 @@ def test_the_command_prints_a_table_and_ends_with_0(bundles, capsys) -> None:
     assert lines[0].startswith("onnx-int8: onnxruntime ")
     assert lines[1].split()[:3] == ["operator", "count", "INT8"]
     assert lines[2].split()[:3] == ["QLinearConv", "57", "57"]
-    assert lines[-1].startswith("executed as INT8: 57 of 63 convolutions")
+    assert lines[-1].startswith("executed as INT8: 63 of 63 convolutions")
 
 
 def test_the_command_ends_with_1_and_names_the_bundles_that_fall_back(bundles, forged, capsys) -> None:

@@ -12,7 +12,8 @@ openvino = pytest.importorskip("openvino", reason="compiling needs the [train] e
 from openvino import opset13 as ops  # noqa: E402
 
 from deploy.bundle import OutputSpec  # noqa: E402
-from deploy.openvino_graph import channels_last, quantize_before_slices, steps_to_channels_last  # noqa: E402
+from deploy.onnx_heads import channels_last  # noqa: E402
+from deploy.openvino_graph import quantize_before_slices, steps_to_channels_last  # noqa: E402
 
 HIGHS = (3.0, 3.0)
 

@@ -115,16 +115,17 @@ def test_int8_is_a_quarter_and_fp16_half_the_size(engine: str, bundles) -> None:
     assert 0.24 < int8 / fp32 < 0.4
 
 
-def test_every_convolution_but_the_last_six_runs_on_int8_in_onnx(bundles) -> None:
+def test_every_convolution_runs_on_int8_in_onnx_the_last_six_as_products_with_float_outputs(bundles) -> None:
     import onnx
 
     graph = onnx.load(bundles("onnx", "int8") / "model.onnx").graph
     dequantized = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    quantized = [node for node in convolutions if set(node.input[:2]) <= dequantized]
-    others = {node.output[0] for node in convolutions if node not in quantized}
-    assert len(quantized) == 57
-    assert others == {output.name for output in graph.output}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert all(set(node.input[:2]) <= dequantized for node in layers)
+    products = {node.output[0] for node in layers if node.op_type == "Gemm"}
+    assert (len(layers), len(products)) == (63, 6)
+    outputs = {output.name for output in graph.output}
+    assert {node.output[0] for node in graph.node if products & set(node.input)} == outputs
 
 
 def test_every_convolution_runs_on_int8_in_tflite(bundles) -> None:

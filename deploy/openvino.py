@@ -100,7 +100,7 @@ def _quantize(model: Any, job: Job, recipe: Recipe, float_operations: list[str])
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(images),
-        advanced_parameters=_whole_ranges() if recipe.ranges == "minmax" else None,
+        advanced_parameters=_advanced(recipe, brought=job.graph.ranges is not None),
         ignored_scope=nncf.IgnoredScope(names=float_operations),
     )
     if recipe.ranges not in _RANGES_OF_NNCF:
@@ -130,12 +130,22 @@ def _named_after(nodes: Iterable[Operation], model: Any) -> list[str]:
     return [name for name in names if name.removesuffix("/WithoutBiases") in wanted]
 
 
-def _whole_ranges() -> Any:
-    """Ranges from the extremes over all images, for a classifier; see `CalibrationList`. NNCF means those per image."""
+def _advanced(recipe: Recipe, brought: bool) -> Any:
+    """What NNCF has to be told.
+
+    Args:
+        recipe: "minmax" is the extremes over all images, for a classifier; see `CalibrationList`. NNCF means those per
+            image.
+        brought: whether the student's weights were trained for INT8. Its biases make up for the rounding already, and
+            NNCF, which takes them for a float network's, would correct that away.
+    """
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    return AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
+    whole = {"activations_range_estimator_params": RangeEstimatorParametersSet.MINMAX}
+    return AdvancedQuantizationParameters(
+        disable_bias_correction=brought, **(whole if recipe.ranges == "minmax" else {})
+    )
 
 
 def _with_borders(model: Any, outputs: Sequence[OutputSpec]) -> Any:

@@ -84,11 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--imgsz", type=positive_whole_number, help="side of the deployed input (default: the student's)"
     )
-    parser.add_argument("--steps", type=positive_whole_number, default=150, help="of qat (default: %(default)s)")
+    parser.add_argument("--steps", type=positive_whole_number, default=300, help="of qat (default: %(default)s)")
     parser.add_argument(
         "--rate",
         type=lambda text: number_within(0.0, 1.0, text),
-        default=0.001,
+        default=0.002,
         help="of qat: greatest change of a weight per step, in steps of its int8 grid (default: %(default)s)",
     )
     parser.add_argument("--seed", type=lambda text: whole_number(0, text), default=0, help="(default: %(default)s)")

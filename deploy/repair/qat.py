@@ -43,10 +43,10 @@ class Training:
             all round at the same places.
     """
 
-    steps: int = 150
+    steps: int = 300
     batch: int = 4
     crop: int = 320
-    rate: float = 0.001
+    rate: float = 0.002
     check_every: int = 50
     drop: float = 0.1
 

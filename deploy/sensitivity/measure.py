@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from deploy.agreement import Agreement, AgreementMeter
 from deploy.calibration import fitted_input
 from deploy.errors import CalibrationError, DeployError, StudentError
+from deploy.fisher import fisher_ranges
 from deploy.graph import Graph
 from deploy.layers import block_of, student_layers
 from deploy.reference import as_cells
+from deploy.repair.fake_quant import LayerFunction, Range, Simulation, measure_ranges
 from deploy.sensitivity.partial import Choice, PartialQuantizer
 
 SCHEMA = 1
@@ -137,7 +139,7 @@ class Probe:
         spec = graph.input_spec("images", imgsz)
         self.images: list[Tensor] = [torch.from_numpy(fitted_input(image, spec)) for image in images]
         self.layers = tuple(layer.name for layer in student_layers(graph))
-        self.quantizer = PartialQuantizer(graph.network, self.images, graph.task == "classify")
+        self.quantizer = PartialQuantizer(graph.network, _ranges(graph, self.images))
         if self.quantizer.layer_count != len(self.layers):
             raise StudentError(
                 f"the student runs {self.quantizer.layer_count} layers and names {len(self.layers)}: "
@@ -169,6 +171,15 @@ class Probe:
         """Of each layer its part of the network's multiplications and of the values that layers make, 0..1."""
         macs, values = layer_sizes(self.graph.network, self.images[0])
         return [one / sum(macs) for one in macs], [one / sum(values) for one in values]
+
+
+def _ranges(graph: Graph, images: Sequence[Tensor]) -> tuple[Range, ...]:
+    """As the targets choose them by themselves."""
+    if graph.ranges is not None:
+        return tuple(Range(low, high) for low, high in graph.ranges)
+    if graph.task == "classify":
+        return measure_ranges(graph.network, images, whole=True)
+    return fisher_ranges(graph, graph.network, images)
 
 
 def measure(
@@ -240,8 +251,6 @@ def layers_to_blame(graph: Graph, images: Sequence[Path], imgsz: int, n: int = 3
 
 def layer_sizes(network: nn.Module, image: Tensor) -> tuple[list[int], list[int]]:
     """Multiplications of each layer for one image, and how many values it makes, in forward order."""
-    from deploy.repair.fake_quant import LayerFunction, Simulation
-
     macs: list[int] = []
     values: list[int] = []
 

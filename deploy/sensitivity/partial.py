@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy.calibration import SILU_INPUT_FLOOR
-from deploy.repair.fake_quant import LayerFunction, Simulation, as_tuple, measure_ranges, round_weights
+from deploy.repair.fake_quant import LayerFunction, Range, Simulation, as_tuple, round_weights
 
 _PROBE_SIDE = 64  # pixels of the small image on which it is seen what a choice reaches
 
@@ -38,16 +38,15 @@ class PartialQuantizer:
             that is what the runtimes do, too.
     """
 
-    def __init__(self, network: nn.Module, images: Sequence[Tensor], whole: bool = False) -> None:
-        """Measure the ranges of all activations.
+    def __init__(self, network: nn.Module, ranges: Sequence[Range]) -> None:
+        """Prepare a network.
 
         Args:
             network: evaluation mode.
-            images: each (1, 3, H, W) float RGB in 0..1.
-            whole: see `deploy.repair.fake_quant.measure_ranges`.
+            ranges: of its activations, in the order in which a pass meets them.
         """
         self._network = network
-        self.ranges = measure_ranges(network, images, whole)
+        self.ranges = tuple(ranges)
         side = torch.rand(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=torch.Generator().manual_seed(0))
         recorder = _Recorder()
         with torch.inference_mode(), recorder:

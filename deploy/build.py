@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from deploy.bundle import Bundle, Manifest, sha256_file
 from deploy.calibration import YAML_SUFFIXES, CalibrationList, choose_calibration
 from deploy.cli import log, whole_folder
+from deploy.dataset import data_set_classes
 from deploy.errors import CalibrationError, ExportError
-from deploy.image_folder import held_out_splits
+from deploy.image_folder import TRAIN, few, held_out_splits, is_image_folder, load_image_folder
 from deploy.quantization import AS_THE_TARGET_DOES, CALIBRATED, Quantization
 from deploy.runtime.options import OPTIONS
 from deploy.steps import step
@@ -80,6 +81,7 @@ def build_bundle(
         images = calibration_list(student, calibration, calibration_images)
     with step(f"loading {student.checkpoint.name} of {student.name}"):
         graph = load_graph(student.checkpoint, student.record)
+    _check_classes(calibration, graph)
     fallback = FALLBACK_IMGSZ[graph.task]
     size = check_imgsz(imgsz or student.imgsz or graph.trained_imgsz or fallback, graph)
     validation = _validation_data(student, calibration, graph.task)
@@ -129,6 +131,26 @@ def _repaired(
 
     repaired = repair(graph, images, imgsz, methods)
     return graph, repaired.graph, {REPAIR_RECORD: repaired.record}
+
+
+def _check_classes(calibration: Path | None, graph: Graph) -> None:
+    """Refuse a data set of other classes before it is calibrated on; a folder of images has none."""
+    if calibration is None:
+        return
+    if calibration.suffix in YAML_SUFFIXES:
+        classes = data_set_classes(calibration)
+        fits = classes == graph.class_names
+    elif calibration.is_dir() and is_image_folder(calibration):
+        classes = load_image_folder(calibration, None if held_out_splits(calibration) else TRAIN).class_names
+        fits = sorted(classes) == sorted(graph.class_names)
+    else:
+        return
+    if not fits:
+        raise CalibrationError(
+            f"{calibration} has the {len(classes)} classes {few(classes)}, the student the {len(graph.class_names)} "
+            f"classes {few(graph.class_names)}: give --calibration a data set of the student's classes, or a folder of "
+            "training images"
+        )
 
 
 def _costly_layers(job: Job) -> list[str]:

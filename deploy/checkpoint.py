@@ -158,5 +158,5 @@ def _check_network(model: Any, path: Path) -> None:
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels != 3:
         met = "no convolution" if first is None else f"images of {first.in_channels} channels"
-        raise StudentError(f"{path} takes {met}, expected 3 (RGB)")
+        raise StudentError(f"{path} takes {met}, expected 3 (RGB): train the student on colour images")
     check_finite(model, path)

@@ -103,6 +103,15 @@ def load_dataset(data_yaml: str | Path, split: str = "val") -> DetectionDataset:
     return DetectionDataset(f"{yaml_path.stem}/{split}", class_names, images)
 
 
+def data_set_classes(data_yaml: Path) -> tuple[str, ...]:
+    """The class names of a YOLO data set; index is the class id.
+
+    Raises:
+        DatasetError: no such file, not YAML, or no names.
+    """
+    return _class_names(_read_yaml(data_yaml), data_yaml)
+
+
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     """At most `count` items at even distances, in order; all of them where there are no more."""
     if len(items) <= count:

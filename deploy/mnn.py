@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -79,13 +80,17 @@ def convert(model: Any, path: Path, layers: Sequence[dict[str, Any]] = (), *, ha
         done = subprocess.run(argv, cwd=folder, capture_output=True, check=False)
         made = folder / path.name
         if done.returncode != 0 or not made.exists() or not made.stat().st_size:
-            raise ExportError(f"MNN cannot convert the student (exit code {done.returncode}): {_said(done)}")
+            raise ExportError(_why_not(done))
         path.write_bytes(made.read_bytes())
 
 
-def _said(done: subprocess.CompletedProcess[bytes]) -> str:
-    """The end of what the converter printed, on one line."""
-    return " ".join((done.stdout + done.stderr).decode("utf-8", "replace").split())[-_SAID_CHARACTERS:]
+def _why_not(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The operations that MNN has not, where the converter names them, or the end of what it printed."""
+    said = " ".join((done.stdout + done.stderr).decode("utf-8", "replace").split())
+    missing = re.search(r"These Op Not Support: (.*?)(?: Converted Failed|$)", said)
+    if missing:
+        return f"MNN has no {missing[1].replace(' | ', ', ')}: deploy this student to onnx, openvino or tflite"
+    return f"MNN cannot convert the student (exit code {done.returncode}): {said[-_SAID_CHARACTERS:]}"
 
 
 TARGET = Target(

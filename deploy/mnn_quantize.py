@@ -38,7 +38,7 @@ class Plan:
     Attributes:
         recipe: what was asked for.
         entries: of the convolutions to quantize, as the converter reads them.
-        apart: tensors that are described though nothing computes on them in int8; see `_apart`.
+        apart: tensors that get bits of their own besides; see `_apart`.
     """
 
     recipe: Recipe

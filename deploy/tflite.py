@@ -58,7 +58,10 @@ def _convert(job: Job) -> bytes:
     try:
         converted = litert_torch.convert(ChannelsLast(job.graph.network).eval(), example)
     except RuntimeError as error:  # the message goes on with the whole trace of torch.export
-        raise ExportError(f"LiteRT cannot convert the student: {str(error).splitlines()[0]}") from error
+        raise ExportError(
+            f"LiteRT cannot convert the student ({str(error).splitlines()[0]}): replace the operation in the network, "
+            "or use a YOLOv8"
+        ) from error
     # In memory: writing a file, litert-torch 0.10.0 ends the whole process where the disk is full.
     return bytes(converted.model_content())
 

@@ -30,6 +30,7 @@ from deploy.runtime import (
     load_engine,
     read_image,
 )
+from deploy.runtime.options import OPTIONS
 from deploy.steps import step
 
 __all__ = [
@@ -171,6 +172,11 @@ def _validation_set(data_yaml: Path, graph: Graph, image_count: int) -> Detectio
     return dataset
 
 
+def _uncached(bundle: Bundle) -> dict[str, bool]:
+    """Opened once and, by a process that has computed with the engine before, not as others will open it."""
+    return {"model_cache": False} if "model_cache" in OPTIONS[bundle.manifest.engine] else {}
+
+
 def mask_agreement(student: Segmentation, bundle: Segmentation) -> list[float]:
     """For each of a student's detections the best mask IoU, 0..1, with one of a bundle's of its class; 0 without."""
     best = []
@@ -190,7 +196,7 @@ def _compare(
     images = [reference.preprocess(read_image(labelled.path)) for labelled in dataset.images]
     # One network after the other: two thread pools that wait by spinning slow each other down many times over.
     expected = [reference.engine.infer(pixels) for pixels, _ in images]
-    compiled = scoring_detector(load_engine(bundle, default_threads()), manifest)
+    compiled = scoring_detector(load_engine(bundle, default_threads(), _uncached(bundle)), manifest)
     segmenters = _segmenters(reference, compiled) if graph.task == "segment" else None
     agreements: list[float] = []
     found: tuple[list[Detections], list[Detections]] = ([], [])
@@ -227,7 +233,7 @@ def _compare_classes(
     images = [reference.preprocess(read_image(path)) for path in dataset.paths]
     # One network after the other, as in `_compare`.
     expected = [reference_engine.infer(pixels) for pixels in images]
-    compiled = Classifier.with_engine(load_engine(bundle, default_threads()), manifest)
+    compiled = Classifier.with_engine(load_engine(bundle, default_threads(), _uncached(bundle)), manifest)
     met = [tuple(np.array(tensor) for tensor in compiled.engine.infer(pixels)) for pixels in images]
     compiled.close()
     scores = tuple(

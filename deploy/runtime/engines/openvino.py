@@ -20,6 +20,7 @@ from deploy.runtime.tensors import RawTensor, check_pixels, check_tensors, fill_
 # Left alone, OpenVINO runs a float model in bf16 on x86 with AMX and in fp16 on ARM: say what is meant.
 _PRECISION_HINTS = {"fp16": "f16", "bf16": "bf16"}  # of the layers that are not quantized; f32 for other bundles
 _MAX_CPU_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # environment variables that oneDNN reads once a process
+_FIRST: dict[str, str] = {}  # what the first bundle that this process opened decided
 _BELOW_AMX = "AVX512_CORE_FP16"  # all that x86 has but AMX; more than a lesser processor has changes nothing there
 
 
@@ -115,7 +116,9 @@ def open_core(openvino: Any, bundle: Bundle, options: Options) -> Any:
     """
     core = openvino.Core()
     off = options["amx"] == "off" or (options["amx"] == "auto" and bundle.manifest.precision == "int8")
-    if off and not any(os.environ.get(name) for name in _MAX_CPU_ISA):
+    limited = off and not any(os.environ.get(name) for name in _MAX_CPU_ISA)
+    _FIRST.setdefault("instructions", _BELOW_AMX if limited else "as the environment says")
+    if limited:
         os.environ[_MAX_CPU_ISA[0]] = _BELOW_AMX
         try:
             core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # oneDNN reads the environment now
@@ -140,7 +143,9 @@ def settings(bundle: Bundle, threads: int, options: Options) -> dict[str, Any]:
 
 
 def _cache(bundle: Bundle, version: str, config: Mapping[str, Any]) -> ModelCache | None:
-    cache = ModelCache(bundle, ".blob", {"library": "openvino", "version": version, "config": dict(config)})
+    # A model that was compiled with other instructions is refused.
+    parts = {"library": "openvino", "version": version, "config": dict(config), **_FIRST}
+    cache = ModelCache(bundle, ".blob", parts)
     return cache if cache.enabled else None
 
 

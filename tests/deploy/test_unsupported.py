@@ -13,7 +13,7 @@ pytest.importorskip("ultralytics", reason="deploying needs the [train] extra")
 
 import torch
 
-from deploy.bundle import ENGINES
+from deploy.bundle import ENGINES, Bundle
 
 
 def _refusal(engine: str, arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> str:
@@ -97,3 +97,17 @@ def test_one_image_of_any_mode_calibrates_with_a_warning(deployed_student, tmp_p
         arguments += ["--no-verify", "--imgsz", "32", "--out", str(tmp_path / "bundle")]
         assert import_module("deploy.mnn").main(arguments) == 0
         assert "warning: the ranges of 1 calibration image fit few others: give 8" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["ncnn", "mnn"])  # the others: tests/deploy/test_quantization.py
+def test_one_changed_calibration_image_changes_the_bundle(engine: str, bundles, deployed_student, tmp_path) -> None:
+    shutil.copytree(deployed_student.data_yaml.parent / "images/train", tmp_path / "images")
+    with Image.open(tmp_path / "images/3.png") as image:
+        image.point(lambda value: 255 - value).save(tmp_path / "images/3.png")
+    arguments = ["--student", str(deployed_student.run), "--int8", "--calibration", str(tmp_path / "images")]
+    assert import_module(f"deploy.{engine}").main([*arguments, "--no-verify", "--out", str(tmp_path / "bundle")]) == 0
+    first, second = (Bundle.open(path).manifest for path in (bundles(engine, "int8"), tmp_path / "bundle"))
+    assert first.calibration["list_sha256"] != second.calibration["list_sha256"]
+    same = [one == other for one, other in zip(*(m.calibration["images"] for m in (first, second)), strict=True)]
+    assert same == [True] * 3 + [False] + [True] * 4
+    assert first.files != second.files

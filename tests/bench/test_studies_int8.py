@@ -166,7 +166,7 @@ def test_the_command_measures_in_parts_and_goes_on_where_it_stopped(
     assert whole[3] == "+0.00 [+0.00, +0.00]"
     assert float(whole[4]) < 0.1 < float(plain[4])  # damage in percent
     assert plain[5] == ""  # latency comes later
-    assert plain[-1].startswith("57 INT8, 6 FP32")
+    assert plain[-1].startswith("63 INT8")
     figures = tmp_path / "work/figures/drawn-96"
     names = sorted(path.name.split("-")[0] for path in figures.iterdir())
     assert names == ["accuracy", "audit", "audit", "audit", "inputs.json"]

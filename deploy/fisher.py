@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -34,7 +33,9 @@ MOST_IMAGES, _VECTORS = 16, 4
 # Images by which an activation of the network is recognised in a target's graph, and how alike its values must be
 # there, in parts of its range.
 _MARKED_IMAGES, _ALIKE = 4, 1e-3
-_FOUND: WeakKeyDictionary[nn.Module, dict[str, KnownRanges]] = WeakKeyDictionary()
+_FOUND: dict[
+    str, KnownRanges
+] = {}  # the last ones, by what they follow from: a search builds many bundles of one student
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,15 @@ def known_ranges(graph: Graph, inputs: Iterable[NDArray[np.float32]]) -> KnownRa
         StudentError: it brings the ranges of another network.
     """
     images = [torch.from_numpy(one) for one in inputs]
-    found = _FOUND.setdefault(graph.network, {})
-    key = hashlib.sha256(b"".join(image.numpy().tobytes() for image in images)).hexdigest()
-    if key not in found:  # a search builds many bundles of one student
-        found[key] = _known_ranges(graph, images)
-    return found[key]
+    digest = hashlib.sha256(repr(graph.ranges).encode())
+    for tensor in (*graph.network.state_dict().values(), *images):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    key = digest.hexdigest()
+    if key not in _FOUND:
+        found = _known_ranges(graph, images)
+        _FOUND.clear()
+        _FOUND[key] = found
+    return _FOUND[key]
 
 
 def _known_ranges(graph: Graph, images: Sequence[Tensor]) -> KnownRanges:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from deploy.calibration import evenly_spaced
 from deploy.errors import StudentError
 from deploy.graph import Graph
+from deploy.graph_classify import ExportedLogits
 from deploy.histogram import Histogram, mse_range
 from deploy.ranges import Mark, mark_of
 from deploy.repair.distance import fisher_vector
@@ -33,9 +34,8 @@ MOST_IMAGES, _VECTORS = 16, 4
 # Images by which an activation of the network is recognised in a target's graph, and how alike its values must be
 # there, in parts of its range.
 _MARKED_IMAGES, _ALIKE = 4, 1e-3
-_FOUND: dict[
-    str, KnownRanges
-] = {}  # the last ones, by what they follow from: a search builds many bundles of one student
+# The last ones, by what they follow from: a search builds many bundles of one student.
+_FOUND: dict[str, KnownRanges] = {}
 
 
 @dataclass(frozen=True)
@@ -65,34 +65,46 @@ class KnownRanges:
         return self.ranges[nearest] if apart[nearest] < _ALIKE else None
 
 
-def known_ranges(graph: Graph, inputs: Iterable[NDArray[np.float32]]) -> KnownRanges:
+def known_ranges(graph: Graph, inputs: Iterable[NDArray[np.float32]], count: int) -> KnownRanges:
     """The ranges that a student's weights were trained for or, where it brings none, those of least distance.
 
     Args:
         graph: the student.
         inputs: the calibration images, each (1, 3, H, W) float32 RGB in 0..1.
+        count: how many they are.
 
     Raises:
         StudentError: it brings the ranges of another network.
     """
-    images = [torch.from_numpy(one) for one in inputs]
-    digest = hashlib.sha256(repr(graph.ranges).encode())
-    for tensor in (*graph.network.state_dict().values(), *images):
+    searched = set(evenly_spaced(range(count), MOST_IMAGES))
+    images = {
+        index: torch.from_numpy(one)
+        for index, one in enumerate(inputs)
+        if index in searched or index < _MARKED_IMAGES  # all of them might not fit into memory
+    }
+    digest = hashlib.sha256(repr((graph.ranges, count)).encode())
+    for tensor in (*_weights(graph.network), *images.values()):
         digest.update(tensor.contiguous().numpy().tobytes())
     key = digest.hexdigest()
     if key not in _FOUND:
-        found = _known_ranges(graph, images)
+        marked = [image for index, image in images.items() if index < _MARKED_IMAGES]
+        found = _known_ranges(graph, [images[index] for index in sorted(searched)], marked)
         _FOUND.clear()
         _FOUND[key] = found
     return _FOUND[key]
 
 
-def _known_ranges(graph: Graph, images: Sequence[Tensor]) -> KnownRanges:
+def _weights(network: nn.Module) -> list[Tensor]:
+    program = network.program if isinstance(network, ExportedLogits) else network
+    return [tensor.detach() for _, tensor in (*program.named_parameters(), *program.named_buffers())]
+
+
+def _known_ranges(graph: Graph, searched: Sequence[Tensor], recognised_by: Sequence[Tensor]) -> KnownRanges:
     ranges = graph.ranges
     if ranges is None:
-        estimated = fisher_ranges(graph, graph.network, evenly_spaced(images, MOST_IMAGES))
+        estimated = fisher_ranges(graph, graph.network, searched)
         ranges = tuple((one.low, one.high) for one in estimated)
-    marked = [_marks(graph.network, image) for image in images[:_MARKED_IMAGES]]
+    marked = [_marks(graph.network, image) for image in recognised_by]
     numbers = [number for number, _ in marked[0]]
     if max(numbers) + 1 != len(ranges):
         raise StudentError(
@@ -152,14 +164,10 @@ def _weighted_values(
 def _marks(network: nn.Module, image: Tensor) -> list[tuple[int, Mark]]:
     """Number and mark of each activation, and of what was only moved from it."""
     found: list[tuple[int, Mark]] = []
-    with (
-        torch.no_grad(),
-        Simulation(
-            None,
-            weights=False,
-            observe=False,
-            tap=lambda number, values: found.append((number, mark_of(values.numpy()))),
-        ),
-    ):
+
+    def note(number: int, values: Tensor) -> None:
+        found.append((number, mark_of(values.numpy())))
+
+    with torch.no_grad(), Simulation(None, weights=False, observe=False, tap=note):
         network(image)
     return found

@@ -70,7 +70,7 @@ class Job:
             return None
         from deploy.fisher import known_ranges
 
-        return known_ranges(self.graph, self.calibration_inputs())
+        return known_ranges(self.graph, self.calibration_inputs(), len(self.calibration_images))
 
     def calibration_inputs(self) -> Iterator[NDArray[np.float32]]:
         """The calibration images as the network meets them: (1, 3, imgsz, imgsz) float32 RGB in 0..1."""

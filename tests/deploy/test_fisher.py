@@ -103,7 +103,7 @@ def test_every_quantized_tensor_of_a_target_is_found(deployed_student: Any) -> N
 
     graph = load_graph(deployed_student.checkpoint)
     inputs = _inputs(graph, deployed_student)
-    known = known_ranges(graph, inputs)
+    known = known_ranges(graph, inputs, len(inputs))
     model = export_onnx(graph, 96)
     marks: dict[str, list[Any]] = {}
     for tensors in activations(model, inputs):
@@ -122,16 +122,16 @@ def test_a_student_that_was_trained_for_ranges_brings_them_and_those_of_another_
 
     graph = load_graph(deployed_student.checkpoint)
     inputs = _inputs(graph, deployed_student)[:4]
-    found = known_ranges(graph, inputs)
+    found = known_ranges(graph, inputs, len(inputs))
     count = len(measure_ranges(graph.network, [torch.from_numpy(inputs[0])]))
     brought = replace(
         load_graph(deployed_student.checkpoint), ranges=tuple((-0.5, 1.0 + number) for number in range(count))
     )
-    assert set(known_ranges(brought, inputs).ranges) == set(brought.ranges or ())
-    assert found.ranges != known_ranges(brought, inputs).ranges
+    assert set(known_ranges(brought, inputs, len(inputs)).ranges) == set(brought.ranges or ())
+    assert found.ranges != known_ranges(brought, inputs, len(inputs)).ranges
     fewer = replace(load_graph(deployed_student.checkpoint), ranges=((0.0, 1.0),))
     with pytest.raises(StudentError, match=rf"brings the ranges of 1 activations and has {count}: repair it again"):
-        known_ranges(fewer, inputs)
+        known_ranges(fewer, inputs, len(inputs))
 
 
 def test_they_are_searched_once_for_the_same_weights_and_images(
@@ -149,8 +149,8 @@ def test_they_are_searched_once_for_the_same_weights_and_images(
     monkeypatch.setattr(fisher, "_FOUND", {})
     monkeypatch.setattr(fisher, "fisher_ranges", search)
     for count in (2, 2, 3):
-        known_ranges(load_graph(deployed_student.checkpoint), inputs[:count])
+        known_ranges(load_graph(deployed_student.checkpoint), inputs[:count], count)
     changed = load_graph(deployed_student.checkpoint)
     next(iter(changed.network.parameters())).mul_(1.01)
-    known_ranges(changed, inputs[:3])
+    known_ranges(changed, inputs[:3], 3)
     assert searched == [2, 3, 3]

@@ -427,7 +427,8 @@ def _shifted(job: Job, shift: float) -> Compiled:
     compiled = deploy.onnx.compile_onnx(job)
     model = onnx.load(job.folder / compiled.model_file)
     made_by = {output: node for node in model.graph.node for output in node.output}
-    biases = {made_by[f"class_p{level}"].input[2] for level in (3, 4, 5)}
+    # A transposition turns what the last convolution makes.
+    biases = {made_by[made_by[f"class_p{level}"].input[0]].input[2] for level in (3, 4, 5)}
     for tensor in model.graph.initializer:
         if tensor.name in biases:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(shift), tensor.name))
